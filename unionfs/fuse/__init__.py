@@ -1,0 +1,1 @@
+"""One way to serve a union: pyfuse3 on the kernel's FUSE. The only importer of pyfuse3."""

@@ -1,0 +1,181 @@
+"""Mounts: the new mount API, the old one where it is all there is, and /proc/self/mountinfo.
+
+A detached mount (``open_tree`` clone, ``fsmount``) is a descriptor that no path leads to: layers are reached through one, and the union
+is one until ``move_mount`` attaches it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from unionfs.linux import libc as _l
+
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_NO_AUTOMOUNT = 0x800
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+
+MOUNT_ATTRS = {
+    "ro": 0x1,
+    "nosuid": 0x2,
+    "nodev": 0x4,
+    "noexec": 0x8,
+    "noatime": 0x10,
+    "strictatime": 0x20,
+    "nodiratime": 0x80,
+    "nosymfollow": 0x200000,
+}
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_RELATIME = 0x200000
+MS_STRICTATIME = 0x1000000
+
+MNT_FORCE = 1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    ]
+
+
+def open_tree(path: bytes, flags: int, dir_fd: int = -100) -> int:
+    """Descriptor of *path*; with OPEN_TREE_CLONE a detached private copy of its mount, rooted there, without what is mounted below."""
+    return _l.syscall(_l.SYS_OPEN_TREE, dir_fd, path, flags | OPEN_TREE_CLOEXEC, what=path)
+
+
+def move_mount(mount_fd: int, target: bytes, dir_fd: int = -100) -> None:
+    """Attach the detached mount *mount_fd* at *target*."""
+    _l.syscall(_l.SYS_MOVE_MOUNT, mount_fd, b"", dir_fd, target, MOVE_MOUNT_F_EMPTY_PATH, what=target)
+
+
+def mount_setattr(fd: int, attrs: Iterable[str], *, recursive: bool = False, clear: Iterable[str] = ()) -> None:
+    """Set and clear mount attributes (names of MOUNT_ATTRS) on the mount *fd* is the root of."""
+    attr = _MountAttr(sum(MOUNT_ATTRS[a] for a in attrs), sum(MOUNT_ATTRS[a] for a in clear), 0, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _l.syscall(_l.SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def fs_mount(fstype: str, strings: dict[str, bytes], flags: Iterable[str], attrs: Iterable[str]) -> int:
+    """Make a filesystem and return its detached mount.
+
+    *strings* are its key=value parameters, *flags* its bare ones, *attrs* names of MOUNT_ATTRS. Raises OSError; for a parameter the
+    kernel refused the message names it.
+    """
+    context = _l.syscall(_l.SYS_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC, what=fstype)
+    try:
+        for key, value in strings.items():
+            _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), value, 0, what=key)
+        for flag in flags:
+            _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_SET_FLAG, flag.encode(), None, 0, what=flag)
+        _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, what=fstype)
+        return _l.syscall(
+            _l.SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, sum(MOUNT_ATTRS[a] for a in attrs), what=fstype
+        )
+    finally:
+        os.close(context)
+
+
+def mount(source: bytes, target: bytes, fstype: bytes | None, flags: int = 0, data: bytes | None = None) -> None:
+    """mount(2)."""
+    _l.checked(_l.libc.mount(source, target, fstype, ctypes.c_ulong(flags), data), target)
+
+
+def umount2(target: bytes, flags: int = 0) -> None:
+    """umount2(2)."""
+    _l.checked(_l.libc.umount2(target, flags), target)
+
+
+@dataclass(frozen=True)
+class MountInfo:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)); paths are unescaped bytes."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: bytes
+    target: bytes
+    options: tuple[str, ...]
+    fstype: str
+    source: bytes
+    super_options: tuple[str, ...]
+
+
+def _unescape(field: bytes) -> bytes:
+    """Undo the kernel's octal escapes of space, tab, newline, backslash and '#'."""
+    if b"\\" not in field:
+        return field
+    head, *rest = field.split(b"\\")
+    return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def _parse_mountinfo_line(line: bytes) -> MountInfo:
+    fields = line.split(b" ")
+    dash = fields.index(b"-", 6)
+    return MountInfo(
+        mount_id=int(fields[0]),
+        parent_id=int(fields[1]),
+        device=fields[2].decode(),
+        root=_unescape(fields[3]),
+        target=_unescape(fields[4]),
+        options=tuple(fields[5].decode("utf-8", "replace").split(",")),
+        fstype=fields[dash + 1].decode("utf-8", "replace"),
+        source=_unescape(fields[dash + 2]),
+        super_options=tuple(fields[dash + 3].decode("utf-8", "surrogateescape").split(",")),
+    )
+
+
+def mountinfo(pid: int | str = "self") -> list[MountInfo]:
+    """All mounts of *pid*'s mount namespace, in mount order (the last of one target is the one on top)."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as stream:
+        return [_parse_mountinfo_line(line) for line in stream.read().splitlines()]
+
+
+def mount_at(target: bytes) -> MountInfo | None:
+    """The mount on top of *target* (an absolute path without symlinks), found without touching it; None where nothing is mounted."""
+    found = [m for m in mountinfo() if m.target == target]
+    return found[-1] if found else None
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount *fd* was reached through."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(38, "the kernel does not tell mount ids")
+
+
+def mount_id_device(wanted: int) -> str | None:
+    """``MAJOR:MINOR`` of the mount with this id, None when it is not in our mount namespace."""
+    return next((m.device for m in mountinfo() if m.mount_id == wanted), None)
