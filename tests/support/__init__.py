@@ -1,0 +1,1 @@
+"""What the tests share: mounts that are always undone, a watchdog for hangs, tree snapshots, ACLs and other users."""
