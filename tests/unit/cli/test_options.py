@@ -1,0 +1,180 @@
+"""Mount options: what each text means."""
+
+from __future__ import annotations
+
+import pytest
+
+from unionfs import options
+from unionfs.errors import UsageError
+from unionfs.options import MountOptions, check_layers, parse
+
+
+def read(*texts: bytes) -> MountOptions:
+    """The options of texts that must raise no doubt."""
+    parsed = parse(texts)
+    assert parsed.unknown == () and parsed.warnings == ()
+    return parsed.options
+
+
+@pytest.mark.parametrize(
+    ("text", "lowers"),
+    [
+        (b"lowerdir=/top:/base", (b"/top", b"/base")),
+        (b"lowerdir=one", (b"one",)),
+        (b"lowerdir=a\\:b:c", (b"a:b", b"c")),
+        (b"lowerdir=a\\,b:c", (b"a,b", b"c")),
+        (b"lowerdir=a\\\\b:c", (b"a\\b", b"c")),
+        (b"lowerdir=a\\\\:b", (b"a\\", b"b")),
+        (b"lowerdir=a\\b", (b"ab",)),  # as the kernel: a backslash makes any byte literal
+        (b"lowerdir=a\\", (b"a\\",)),  # nothing behind it
+        (b'lowerdir="a,b:c"', (b"a,b", b"c")),
+        (b'lowerdir="a,b":c', (b"a,b", b"c")),
+        (b'lowerdir=c:"a,b"', (b"c", b"a,b")),
+        (b'lowerdir=c:"a,b",ro', (b"c", b"a,b")),
+        (b'lowerdir=a"b:c', (b'a"b', b"c")),  # quotes inside a name are part of it
+        (b'lowerdir=a"b"c', (b'a"b"c',)),
+        (b'lowerdir="a', (b'"a',)),  # nothing closes it
+        (b'lowerdir="a"b,c"', (b'a"b,c',)),
+        (b'lowerdir=\\"a', (b'"a',)),
+        (b'lowerdir="a\\",b"', (b'a",b',)),
+        (b"lowerdir=a=b", (b"a=b",)),
+        (b"lowerdir=\xff\xfe:\n", (b"\xff\xfe", b"\n")),
+        (b"lowerdir=a,lowerdir=b:c", (b"b", b"c")),
+        (b"lowerdir=a,lowerdir+=b:c,lowerdir+=d\\,e", (b"a", b"b:c", b"d,e")),
+    ],
+)
+def test_lowerdir_splits_at_colons_and_a_backslash_or_quotes_protect(text: bytes, lowers: tuple[bytes, ...]) -> None:
+    assert read(text).lowers == lowers
+
+
+def test_data_only_layers_follow_a_double_colon_or_come_by_datadir() -> None:
+    assert read(b"lowerdir=a:b::c::d,datadir+=e") == MountOptions(lowers=(b"a", b"b"), data_lowers=(b"c", b"d", b"e"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"lowerdir=", b"lowerdir=a:", b"lowerdir=:a", b"lowerdir=a::", b"lowerdir=a:::b", b"lowerdir=::a",
+     b"lowerdir=a::b:c", b"lowerdir+=", b"datadir+=", b"upperdir=", b"workdir="],
+)  # fmt: skip
+def test_an_empty_or_misplaced_layer_is_an_error(text: bytes) -> None:
+    with pytest.raises(UsageError):
+        parse([text])
+
+
+def test_upper_and_work_take_the_same_escapes() -> None:
+    got = read(b'upperdir=a\\,b,workdir="c,d:e"')
+    assert (got.upper, got.work) == (b"a,b", b"c,d:e")
+
+
+def test_empty_options_and_trailing_commas_are_nothing() -> None:
+    assert read(b",,lowerdir=a,,volatile,,", b"", b",") == MountOptions(lowers=(b"a",), volatile=True)
+
+
+def test_o_given_twice_adds_up_and_the_last_word_wins() -> None:
+    got = read(b"lowerdir=a,ro,noatime", b"upperdir=u,rw", b"strictatime")
+    assert got.lowers == (b"a",) and got.upper == b"u"
+    assert not got.read_only and got.vfs_flags == {"strictatime"}
+
+
+def test_flags_of_the_mount_collect_and_their_opposites_take_them_back() -> None:
+    assert read(b"nosuid,nodev,noexec,suid,dev,nosymfollow,nodiratime").vfs_flags == {
+        "noexec", "nosymfollow", "nodiratime"}  # fmt: skip
+    assert read(b"noatime,relatime").vfs_flags == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        (b"ro", "read_only", True),
+        (b"volatile", "volatile", True),
+        (b"fsync=0", "fsync", False),
+        (b"fsync=1", "fsync", True),
+        (b"fsync=off", "fsync", False),
+        (b"fsync=strict", "fsync", True),
+        (b"fsync=volatile", "volatile", True),
+        (b"noacl", "acl", False),
+        (b"noacl,acl", "acl", True),
+        (b"userxattr", "userxattr", True),
+        (b"static_nlink", "static_nlink", True),
+        (b"private", "private", True),
+        (b"writeback=0", "writeback", False),
+        (b"writeback=on", "writeback", True),
+        (b"timeout=1.5", "timeout", 1.5),
+        (b"allow_other", "allow_other", True),
+        (b"fsname=a\\,b", "fsname", b"a,b"),
+        (b"subtype=foo", "subtype", "foo"),
+        (b"remount", "remount", True),
+        (b"debug", "debug", True),
+        (b"xino=auto,redirect_dir=off,index=off", "extra", {"redirect_dir": "off", "index": "off"}),
+    ],
+)
+def test_each_option_that_is_acted_on_sets_its_field(text: bytes, field: str, value: object) -> None:
+    assert getattr(read(text), field) == value
+
+
+def test_what_mount_and_podman_add_changes_nothing() -> None:
+    fstab = b"rw,user,_netdev,nofail,auto,noauto,defaults,comment=bla,x-systemd.automount,X-mount.mkdir=0755,relatime"
+    libfuse = b"user_id=0,group_id=0,default_permissions,max_read=131072,big_writes,nonempty,fd=3,rootmode=40000"
+    podman = b'context="system_u:object_r:container_file_t:s0:c1,c2",threaded=1,fast_ino=1,noxattrs=0'
+    assert read(fstab, libfuse, podman) == MountOptions(extra={"noxattrs": "0"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"verity=on", b"verity=require", b"nfs_export=on", b"plugins=/x.so", b"plugins", b"uidmapping=0:1:1",
+     b"squash_to_root", b"xattr_permissions=2"],
+)  # fmt: skip
+def test_what_would_break_a_promise_is_refused_by_name(text: bytes) -> None:
+    with pytest.raises(UsageError, match=f"option {text.decode()} is not supported"):
+        parse([text])
+
+
+@pytest.mark.parametrize("text", [b"sync", b"redirect_dir=on", b"index=on", b"metacopy=on", b"allow_root"])
+def test_what_has_no_effect_is_taken_with_one_warning(text: bytes) -> None:
+    parsed = parse([text])
+    assert parsed.unknown == ()
+    assert [text.decode() in warning and "no effect" in warning for warning in parsed.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"fsync=maybe", b"writeback=2", b"timeout=-1", b"timeout=nan", b"timeout=inf", b"timeout=soon",
+     b"metacopy=perhaps", b"redirect_dir", b"lowerdir", b"upperdir", b"fsync", b"index="],
+)  # fmt: skip
+def test_a_value_that_means_nothing_is_an_error(text: bytes) -> None:
+    with pytest.raises(UsageError, match=text.split(b"=")[0].decode()):
+        parse([text])
+
+
+@pytest.mark.parametrize("text", [b"nonsense", b"nonsense=1", b"volatile=1", b"ro=0", b"\xff\xff", b"=x"])
+def test_what_nobody_has_heard_of_is_handed_back_as_written(text: bytes) -> None:
+    assert parse([b"ro," + text]).unknown == (text,)
+
+
+def test_parsing_goes_on_from_the_options_given_on_the_command_line() -> None:
+    base = MountOptions(lowers=(b"a",), upper=b"u")
+    assert parse([b"workdir=w"], base).options == MountOptions(lowers=(b"a",), upper=b"u", work=b"w")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (MountOptions(), "no lower"),
+        (MountOptions(upper=b"u", work=b"w"), "no lower"),
+        (MountOptions(lowers=(b"a",), upper=b"u"), "needs a work"),
+        (MountOptions(lowers=(b"a",), work=b"w"), "without an upper"),
+    ],
+)
+def test_layers_that_cannot_be_mounted_together_are_named(given: MountOptions, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        check_layers(given)
+
+
+def test_the_help_names_every_option_there_is() -> None:
+    text = options.describe()
+    words = set(text.replace(",", " ").replace("=", " ").replace("+", "+ ").split())
+    tables = (options._FIELDS, options._GENERIC, options._LIBFUSE, options._OVERLAY, options._WITHOUT_EFFECT,
+              options._CHOICES, options._REFUSED, options._VALUED)  # fmt: skip
+    missing = {name for table in tables for name in table} - words - {"remount"}  # remount is no option of a new mount
+    assert missing == set()
+    assert max(len(line) for line in text.splitlines()) <= 100
