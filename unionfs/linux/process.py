@@ -1,0 +1,90 @@
+"""What a process decides about itself: how it dies, what it holds open, which signals it takes, what others see of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from unionfs.linux import libc as _l
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_CLOSE_RANGE_CLOEXEC = 4
+_LAST_FD = 0x7FFFFFFF
+_SI_KERNEL = 0x80
+_SIGINFO_SIZE = 128
+
+
+def die_with_parent() -> None:
+    """Be killed when the thread that forked us is gone; changing user or capabilities afterwards undoes it (prctl(2))."""
+    _l.checked(_l.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+def close_from(first: int, keep: Collection[int] = ()) -> None:
+    """Close every descriptor from *first* on, except those in *keep*."""
+    for fd in sorted(fd for fd in keep if fd >= first):
+        os.closerange(first, fd)
+        first = fd + 1
+    _l.checked(_l.libc.close_range(ctypes.c_uint(first), ctypes.c_uint(_LAST_FD), 0))
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from *first* on close-on-exec."""
+    _l.checked(_l.libc.close_range(ctypes.c_uint(first), ctypes.c_uint(_LAST_FD), _CLOSE_RANGE_CLOEXEC))
+
+
+def replace_title(title: bytes) -> None:
+    """Show *title* as this process's name and command line, and nothing as its environment.
+
+    The strings execve left on the stack are overwritten: /proc/PID/cmdline and environ are read from there, by whoever
+    may. The process must not use getenv or setenv of libc afterwards (os.environ is a copy and stays).
+    """
+    with open("/proc/self/stat", "rb") as stream:
+        fields = stream.read().rpartition(b")")[2].split()
+    arg_start, env_end = int(fields[45]), int(fields[48])  # fields 48 and 51 of proc_pid_stat(5)
+    size = env_end - arg_start
+    if arg_start and size > len(title):
+        ctypes.memset(arg_start, 0, size)
+        ctypes.memmove(arg_start, title, len(title))
+    _l.checked(_l.libc.prctl(_PR_SET_NAME, title[:15], 0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Received:
+    """A signal taken from a ``signal_fd``; *from_kernel* tells one the terminal sent, to the whole group, from kill(2)'s."""
+
+    number: int
+    from_kernel: bool
+
+
+def signal_fd(signals: Collection[int]) -> int:
+    """Block *signals* and return a non-blocking descriptor that hands them out one by one (signalfd(2))."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    width = 8 * ctypes.sizeof(ctypes.c_ulong)
+    words = [0] * (1024 // width)
+    for number in signals:
+        words[(number - 1) // width] |= 1 << (number - 1) % width
+    mask = struct.pack(f"@{len(words)}L", *words)
+    return _l.checked(_l.libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def read_signal(fd: int) -> Received | None:
+    """The next pending signal of a ``signal_fd``, None when there is none."""
+    try:
+        info = os.read(fd, _SIGINFO_SIZE)
+    except BlockingIOError:
+        return None
+    number, _, code = struct.unpack_from("=Iii", info)
+    return Received(number, code == _SI_KERNEL)
+
+
+def reset_signals() -> None:
+    """Every signal back to its default action and unblocked, as programs expect to start (Python ignores SIGPIPE)."""
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

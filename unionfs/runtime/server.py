@@ -1,0 +1,97 @@
+"""The server process of a run: makes the throw-away directory and the mount, serves it until it is gone, removes the directory.
+
+Runs in a child forked by ``run.py``. Whatever is heavy (trio, pyfuse3) is imported here and late, so that the container
+sets itself up meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from unionfs.linux import process
+from unionfs.runtime import scratch
+from unionfs.runtime.messages import Channel
+from unionfs.runtime.plan import CopyOwnerAndMode, MakeScratch, MakeWork, RemoveStale, Serve, ServerStep
+
+if TYPE_CHECKING:
+    from unionfs.overlay.stack import Stack
+
+
+def main(steps: Iterable[ServerStep], channel: Channel) -> int:
+    """Execute *steps*; undo on the way out, whether they succeed or not. Raises UnionfsError and OSError."""
+    os.setsid()  # the terminal's signals are for the container; this process must live to clean up
+    os.chdir("/")
+    _leave_standard_streams()
+    process.close_from(3, keep=(channel.fileno(),))
+    process.reset_signals()
+    os.umask(0o022)
+    with contextlib.ExitStack() as cleanup:
+        for step in steps:
+            _execute(step, channel, cleanup)
+    return 0
+
+
+def _leave_standard_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _execute(step: ServerStep, channel: Channel, cleanup: contextlib.ExitStack) -> None:
+    match step:
+        case RemoveStale(directory):
+            scratch.remove_stale(directory)
+        case MakeScratch(directory, subdirectories):
+            cleanup.callback(scratch.remove_tree, directory)
+            scratch.make(directory, subdirectories)  # the descriptor with the lock lives as long as the process
+        case CopyOwnerAndMode(source, target):
+            _copy_owner_and_mode(source, target)
+        case MakeWork(directory):
+            cleanup.callback(_remove_if_empty, directory)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
+        case Serve():
+            _serve(step, channel)
+
+
+def _copy_owner_and_mode(source: bytes, target: bytes) -> None:
+    with contextlib.suppress(OSError):  # a missing source is the union's to complain about
+        facts = os.stat(source)
+        os.chown(target, facts.st_uid, facts.st_gid)
+        os.chmod(target, facts.st_mode & 0o7777)
+
+
+def _remove_if_empty(directory: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
+def _serve(step: Serve, channel: Channel) -> None:
+    from unionfs.overlay.stack import open_stack
+
+    stack = open_stack(step.lowers, step.upper, step.work, volatile=step.volatile)
+    try:
+        _serve_stack(stack, channel)
+    finally:
+        if step.remove_work:
+            scratch.remove_tree(step.work)
+
+
+def _serve_stack(stack: Stack, channel: Channel) -> None:
+    from unionfs.fuse import session
+    from unionfs.overlay.union import Union
+
+    settings = session.Settings(fsname="unionfs", allow_other=True)
+    fuse_fd, mount_fd = session.create_mount(settings)
+    wanted = channel.send("mounted", fds=(mount_fd,))
+    os.close(mount_fd)  # from here on the mount lives by the container alone
+    if not wanted:
+        os.close(fuse_fd)
+        return
+    os.umask(0)
+    session.serve(Union(stack), fuse_fd, settings, on_ready=lambda: None, control=None)
+    channel.send("unmounted")
