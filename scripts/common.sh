@@ -6,7 +6,7 @@ fail() { say "$*"; exit 1; }
 quietly() {  # COMMAND...   Its output is shown only if it fails.
     output=$(mktemp)
     if "$@" >"$output" 2>&1; then rm -f "$output"; return 0; fi
-    tail -n 30 "$output" >&2; rm -f "$output"
+    tail -n 8 "$output" >&2; rm -f "$output"
     return 1
 }
 
