@@ -1,0 +1,161 @@
+"""File system calls the standard library lacks, all relative to a directory descriptor."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+from unionfs.linux import libc as _l
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
+
+_UTIME_OMIT = (1 << 30) - 2
+_FICLONE = 0x40049409
+_FS_IOC_GETFSUUID = 0x80111500
+_EXT4_IOC_GETFSUUID = 0x8008662C
+
+_COPY_CHUNK = 1 << 30
+_BUFFER = 1 << 20
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2); always O_CLOEXEC."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return _l.syscall(_l.SYS_OPENAT2, dir_fd, path, how, len(how), what=path)
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
+    """renameat2(2)."""
+    if flags:
+        _l.checked(_l.libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)), old)
+    else:
+        os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+
+
+def path_at(dir_fd: int, name: bytes) -> bytes:
+    """A path that means *name* in the directory *dir_fd*, for calls that take no descriptor; an empty name is the descriptor's object itself.
+
+    The magic link jumps to the directory, then one name is walked. Calls must not follow a symlink there, but must follow the bare link:
+    ``is_descriptor`` tells them apart.
+    """
+    return b"/proc/self/fd/%d/%s" % (dir_fd, name) if name else b"/proc/self/fd/%d" % dir_fd
+
+
+def is_descriptor(path: bytes) -> bool:
+    """Whether *path* is a bare /proc/self/fd/N."""
+    return path.count(b"/") == 4
+
+
+def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of the object at a ``path_at`` path, symlink or not; None leaves one as it is."""
+    pairs = [(0, _UTIME_OMIT) if t is None else divmod(t, 1_000_000_000) for t in (atime_ns, mtime_ns)]
+    times = struct.pack("=qqqq", *pairs[0], *pairs[1])
+    _l.checked(_l.libc.utimensat(-100, path, times, 0 if is_descriptor(path) else AT_SYMLINK_NOFOLLOW), path)
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new open file description of the object behind *fd*, which may be O_PATH and unlinked."""
+    return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
+
+
+def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
+    """(type, bytes) of the object's file handle, name_to_handle_at(2). EOPNOTSUPP where the filesystem has none."""
+    buffer = bytearray(struct.pack("=Ii", 128, 0) + bytes(128))
+    mount_id = ctypes.c_int()
+    raw = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    _l.checked(_l.libc.name_to_handle_at(dir_fd, name, raw, ctypes.byref(mount_id), 0), name)
+    size, kind = struct.unpack_from("=Ii", buffer)
+    return kind, bytes(buffer[8 : 8 + size])
+
+
+def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
+    """O_PATH descriptor of the object with this handle, open_by_handle_at(2). *mount_fd* must not be O_PATH itself."""
+    raw = struct.pack("=Ii", len(handle), kind) + handle
+    return _l.checked(_l.libc.open_by_handle_at(mount_fd, raw, os.O_PATH | os.O_CLOEXEC))
+
+
+def filesystem_uuid(fd: int) -> bytes:
+    """The 16-byte uuid of the filesystem *fd* lives on, zeros when it tells none."""
+    for request, size, skip in ((_FS_IOC_GETFSUUID, 17, 1), (_EXT4_IOC_GETFSUUID, 24, 8)):
+        # both structures start with the length they have room for: one byte, or __u32 length and __u32 flags
+        buffer = bytearray(struct.pack("=II", 16, 0).ljust(size, b"\0")) if skip == 8 else bytearray(size)
+        try:
+            fcntl.ioctl(fd, request, buffer)
+        except OSError:
+            continue
+        return bytes(buffer[skip : skip + 16])
+    return bytes(16)
+
+
+def clone(source: int, target: int) -> bool:
+    """Share all data of *source* with *target* (FICLONE); False where the filesystem cannot."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+def copy_data(source: int, target: int, size: int) -> None:
+    """Copy the first *size* bytes of *source* into the empty file *target*, by reflink where possible, keeping holes."""
+    if size and clone(source, target):
+        if os.fstat(target).st_size != size:
+            os.ftruncate(target, size)
+        return
+    os.ftruncate(target, size)
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # only a hole is left
+                return
+            start = position
+        if start >= size:
+            return
+        try:
+            end = min(os.lseek(source, start, os.SEEK_HOLE), size)
+        except OSError:
+            end = size
+        _copy_extent(source, target, start, end)
+        position = end
+
+
+def _copy_extent(source: int, target: int, start: int, end: int) -> None:
+    in_kernel = True
+    while start < end:
+        copied = 0
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, min(end - start, _COPY_CHUNK), start, start)
+            except OSError as exc:
+                if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM):
+                    raise
+                in_kernel = False
+                continue
+            if copied == 0:  # some filesystems (procfs, old FUSE) say 0 instead of an error
+                in_kernel = False
+                continue
+        else:
+            data = os.pread(source, min(end - start, _BUFFER), start)
+            if not data:  # the file shrank under us: the rest is a hole
+                return
+            copied = os.pwrite(target, data, start)
+        start += copied

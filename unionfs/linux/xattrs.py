@@ -1,0 +1,45 @@
+"""Extended attributes of an object named by a ``files.path_at`` path (there is no getxattrat before Linux 6.13)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from unionfs.linux.files import is_descriptor
+
+_ABSENT = (errno.ENODATA, errno.EOPNOTSUPP)
+
+
+def get(path: bytes, name: bytes) -> bytes:
+    """The value; OSError(ENODATA) without one."""
+    return os.getxattr(path, name, follow_symlinks=is_descriptor(path))
+
+
+def find(path: bytes, name: bytes) -> bytes | None:
+    """The value, None when there is none or the filesystem has no such attributes."""
+    try:
+        return get(path, name)
+    except OSError as exc:
+        if exc.errno in _ABSENT:
+            return None
+        raise
+
+
+def names(path: bytes) -> list[bytes]:
+    """All names on the object; empty where the filesystem has none."""
+    try:
+        return [os.fsencode(n) for n in os.listxattr(path, follow_symlinks=is_descriptor(path))]
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def put(path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
+    """Set one (flags: os.XATTR_CREATE, os.XATTR_REPLACE)."""
+    os.setxattr(path, name, value, flags, follow_symlinks=is_descriptor(path))
+
+
+def drop(path: bytes, name: bytes) -> None:
+    """Remove one; OSError(ENODATA) without it."""
+    os.removexattr(path, name, follow_symlinks=is_descriptor(path))

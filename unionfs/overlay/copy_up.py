@@ -1,0 +1,201 @@
+"""Building an upper copy in the work directory, so that upper only ever holds the old object or the complete new one.
+
+A Draft is built (this may take long and touches no shared state: it can run in a worker thread) and then published by one rename, which
+the Union does. What a crash leaves behind in work is removed at the next mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import sys
+from dataclasses import dataclass
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.acl import ACCESS, DEFAULT
+from unionfs.overlay.layer import Layer
+from unionfs.overlay.whiteout import XattrNames
+
+_WHITEOUT_MODE = stat.S_IFCHR
+_ORIGIN_MAGIC = 0xFB
+_ORIGIN_BIG_ENDIAN = 1
+_ORIGIN_HEADER = struct.Struct("=BBBBB16s")
+
+
+class Work:
+    """``WORKDIR/work``: where objects are built, and where what cannot be removed at once waits."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._count = 0
+
+    def name(self) -> bytes:
+        """A name not used before; the directory was emptied at mount, so nobody else has it."""
+        self._count += 1
+        return b"#%x" % self._count
+
+    def whiteout(self) -> bytes:
+        """A fresh whiteout; returns its name."""
+        name = self.name()
+        make_whiteout(self.fd, name)
+        return name
+
+    def discard(self, name: bytes) -> None:
+        """Remove *name* and all below it."""
+        remove_tree(self.fd, name)
+
+
+def make_whiteout(dir_fd: int, name: bytes) -> None:
+    """A whiteout as the kernel makes it."""
+    os.mknod(name, _WHITEOUT_MODE, 0, dir_fd=dir_fd)
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """rm -rf of *name* in *dir_fd*, one level at a time by descriptor; a missing name is fine."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        empty_tree(dir_fd, name)
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def empty_tree(dir_fd: int, name: bytes, keep: frozenset[bytes] = frozenset()) -> None:
+    """Remove everything in the directory *name* but *keep*."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        for child in os.listdir(fd):
+            if os.fsencode(child) not in keep:
+                remove_tree(fd, os.fsencode(child))
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Draft:
+    """One object on its way up.
+
+    *source_dir* is the Draft's own descriptor of the directory that holds *name* in *layer*; *size* is how much of a regular file's data is
+    wanted (less than all before a truncation).
+    """
+
+    layer: Layer
+    source_dir: int
+    name: bytes
+    st: os.stat_result
+    size: int
+    work: Work
+    work_name: bytes
+    names: XattrNames
+    origin: bytes | None
+    sync: bool
+
+    def build(self) -> None:
+        """Make the complete copy in work, on disk if *sync*; on failure nothing is left there."""
+        try:
+            self._build()
+        except BaseException:
+            self.work.discard(self.work_name)
+            raise
+        finally:
+            os.close(self.source_dir)
+
+    def _build(self) -> None:
+        kind = stat.S_IFMT(self.st.st_mode)
+        if kind == stat.S_IFREG:
+            self._build_file()
+            return
+        if kind == stat.S_IFDIR:
+            os.mkdir(self.work_name, 0o700, dir_fd=self.work.fd)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(self.name, dir_fd=self.source_dir), self.work_name, dir_fd=self.work.fd)
+        else:
+            os.mknod(self.work_name, kind | 0o600, self.st.st_rdev, dir_fd=self.work.fd)
+        self._copy_attributes()
+
+    def _build_file(self) -> None:
+        target = os.open(
+            self.work_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work.fd
+        )
+        try:
+            if self.size:
+                source = self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
+                try:
+                    files.copy_data(source, target, self.size)
+                finally:
+                    os.close(source)
+            self._copy_attributes()
+            if self.sync:
+                os.fsync(target)
+        finally:
+            os.close(target)
+
+    def _copy_attributes(self) -> None:
+        """Owner first (chown drops suid and capabilities), then xattrs and ACLs, mode, times."""
+        path = files.path_at(self.work.fd, self.work_name)
+        os.chown(path, self.st.st_uid, self.st.st_gid, follow_symlinks=False)
+        copy_xattrs(files.path_at(self.source_dir, self.name), path, self.names)
+        if self.origin is not None:
+            xattrs.put(path, self.names.origin, self.origin)
+        if not stat.S_ISLNK(self.st.st_mode):
+            os.chmod(path, stat.S_IMODE(self.st.st_mode))
+        files.utimens(path, self.st.st_atime_ns, self.st.st_mtime_ns)
+
+
+def copy_xattrs(source: bytes, target: bytes, names: XattrNames) -> None:
+    """Copy all attributes but the layer's own marks; what upper cannot hold is an error for ACLs and security.*, else left out (ovl_copy_xattr)."""
+    for name in xattrs.names(source):
+        if names.is_private(name):
+            continue
+        value = xattrs.find(source, name)
+        if value is None:
+            continue
+        try:
+            xattrs.put(target, name, value)
+        except OSError as exc:
+            needed = name.startswith(b"security.") or name in (ACCESS, DEFAULT)
+            if needed or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+
+
+def encode_origin(layer: Layer, dir_fd: int, name: bytes) -> bytes:
+    """The ``origin`` value that names a lower object; empty ("copied up, origin unknown") where there are no file handles."""
+    try:
+        kind, handle = files.file_handle(dir_fd, name)
+    except OSError:
+        return b""
+    length = _ORIGIN_HEADER.size + len(handle)
+    if length > 255 or kind > 255:
+        return b""
+    flags = 0 if sys.byteorder == "little" else _ORIGIN_BIG_ENDIAN
+    uuid = files.filesystem_uuid(layer.mount_handle())
+    return _ORIGIN_HEADER.pack(0, _ORIGIN_MAGIC, length, flags, kind, uuid) + handle
+
+
+def decode_origin(value: bytes, lowers: tuple[Layer, ...]) -> os.stat_result | None:
+    """The lower object an ``origin`` value names, None when it cannot be found: never an error."""
+    if len(value) <= _ORIGIN_HEADER.size:
+        return None
+    version, magic, length, flags, kind, uuid = _ORIGIN_HEADER.unpack_from(value)
+    big = bool(flags & _ORIGIN_BIG_ENDIAN)
+    if version != 0 or magic != _ORIGIN_MAGIC or length != len(value) or big != (sys.byteorder == "big"):
+        return None
+    tried: set[int] = set()
+    for layer in lowers:
+        if layer.device in tried:
+            continue
+        tried.add(layer.device)
+        try:
+            if files.filesystem_uuid(layer.mount_handle()) != uuid:
+                continue
+            fd = files.open_by_handle(layer.mount_handle(), kind, value[_ORIGIN_HEADER.size :])
+        except OSError:
+            continue
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+    return None

@@ -1,0 +1,120 @@
+"""One layer, reached only through the descriptor of its root.
+
+Nothing here follows a symlink: a hostile layer full of links and ``..`` cannot lead outside itself. As root the root descriptor belongs
+to a private clone of the layer's mount, so whatever is mounted below it - our own union included - is never entered. Without that
+privilege every step refuses to cross a mount, and a mount point in a layer is shown as an empty directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.whiteout import HOLDS_XATTR_WHITEOUTS, OPAQUE, XattrNames, is_whiteout_device
+
+_IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+class Layer:
+    """A directory tree. *private*: the root descriptor belongs to a clone of the mount, nothing can be mounted in it."""
+
+    __slots__ = ("device", "handle_fd", "private", "root_fd", "traps", "where")
+
+    def __init__(self, root_fd: int, *, private: bool, where: bytes) -> None:
+        self.root_fd = root_fd
+        self.private = private
+        #: The path the user named it by: for messages, never opened again.
+        self.where = where
+        self.device = os.fstat(root_fd).st_dev
+        #: (device, ino) of directories shown empty: the upper and work of the union itself.
+        self.traps: frozenset[tuple[int, int]] = frozenset()
+        #: A descriptor that is not O_PATH, as open_by_handle_at needs; opened at the first use.
+        self.handle_fd = -1
+
+    def open_directory(self, path: bytes) -> int:
+        """O_PATH descriptor of the directory *path* (relative to the root, no symlink in it; empty: the root)."""
+        resolve = _IN_ROOT if self.private else _IN_ROOT | files.RESOLVE_NO_XDEV
+        return files.openat2(self.root_fd, path or b".", _DIRECTORY, resolve)
+
+    def open_file(self, dir_fd: int, name: bytes, flags: int) -> int:
+        """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink."""
+        if self.private:
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        return files.openat2(dir_fd, name, flags | os.O_NOFOLLOW, files.RESOLVE_BENEATH | files.RESOLVE_NO_XDEV)
+
+    def stat(self, dir_fd: int, name: bytes) -> os.stat_result:
+        """lstat of *name* in *dir_fd*; for a mount point in a layer that is no private clone, that of an empty directory."""
+        if self.private:
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        try:
+            fd = files.openat2(dir_fd, name, os.O_PATH | os.O_NOFOLLOW, files.RESOLVE_BENEATH | files.RESOLVE_NO_XDEV)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            return self._mount_point_stat(dir_fd)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _mount_point_stat(self, dir_fd: int) -> os.stat_result:
+        """What stands in for a directory we must not look at: its parent's owner and times, no number of its own."""
+        fields = list(os.fstat(dir_fd))
+        fields[0], fields[1], fields[3] = stat.S_IFDIR | 0o755, 0, 2
+        return os.stat_result(fields)
+
+    def scan(self, dir_fd: int, names: XattrNames) -> Iterator[tuple[bytes, int]]:
+        """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
+
+        An unreadable or vanished directory raises OSError.
+        """
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) in self.traps:
+                return
+            marked = xattrs.find(files.path_at(fd, b""), names.opaque) == HOLDS_XATTR_WHITEOUTS
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    yield name, self._entry_type(dir_fd, name, entry, names if marked else None)
+        finally:
+            os.close(fd)
+
+    def _entry_type(
+        self, dir_fd: int, name: bytes, entry: os.DirEntry[str], marks: XattrNames | None
+    ) -> int:
+        if entry.is_dir(follow_symlinks=False):
+            return stat.S_IFDIR
+        if entry.is_symlink():
+            return stat.S_IFLNK
+        if entry.is_file(follow_symlinks=False):
+            if marks is None:
+                return stat.S_IFREG
+            hidden = (
+                entry.stat(follow_symlinks=False).st_size == 0
+                and xattrs.find(files.path_at(dir_fd, name), marks.whiteout) is not None
+            )
+            return 0 if hidden else stat.S_IFREG
+        st = entry.stat(follow_symlinks=False)
+        return 0 if is_whiteout_device(st) else stat.S_IFMT(st.st_mode)
+
+    def is_opaque(self, dir_fd: int, name: bytes, names: XattrNames) -> bool:
+        """Whether the directory *name* hides what is below it."""
+        return xattrs.find(files.path_at(dir_fd, name), names.opaque) == OPAQUE
+
+    def mount_handle(self) -> int:
+        """A descriptor on this layer's filesystem that file handles can be opened through."""
+        if self.handle_fd < 0:
+            self.handle_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root_fd)
+        return self.handle_fd
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        os.close(self.root_fd)
+        if self.handle_fd >= 0:
+            os.close(self.handle_fd)

@@ -1,0 +1,196 @@
+"""rename: the verb with the most cases, each one atomic step in upper where the filesystem allows.
+
+Rules as fs/overlayfs/dir.c ovl_rename: what has something below it leaves a whiteout behind; a directory that arrives where a lower
+has one of its name becomes opaque first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.copy_up import make_whiteout, remove_tree
+from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.tree import NAME_MAX, Tree, error
+from unionfs.overlay.whiteout import OPAQUE
+
+_KNOWN = files.RENAME_NOREPLACE | files.RENAME_EXCHANGE
+
+
+def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, flags: int) -> None:
+    """Move *old* in *old_dir* to *new* in *new_dir*; see Union.rename."""
+    if flags & ~_KNOWN or flags == _KNOWN:
+        raise error(errno.EINVAL)
+    source = tree.need(old_dir, old)
+    target = tree.find(new_dir, new)
+    if len(new) > NAME_MAX:
+        raise error(errno.ENAMETOOLONG)
+    if new_dir.orphan is not None:
+        raise error(errno.ENOENT)
+    if flags & files.RENAME_NOREPLACE and target is not None:
+        raise error(errno.EEXIST, new)
+    if flags & files.RENAME_EXCHANGE and target is None:
+        raise error(errno.ENOENT, new)
+    node = _movable(tree, old_dir, old, source)
+    if flags & files.RENAME_EXCHANGE and target is not None:
+        _exchange(tree, (old_dir, old, source, node), (new_dir, new, target, _movable(tree, new_dir, new, target)))
+        return
+    if target is not None:
+        if target.node is node:
+            return  # two names of one file: POSIX says nothing happens
+        _check_replaceable(tree, source, new_dir, new, target)
+    _move(tree, old_dir, old, source, node, new_dir, new, target)
+
+
+def _movable(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> Node:
+    """The node of *entry*; EXDEV for a directory that a lower has a part in."""
+    node, _ = tree.resolve(parent, name, entry)
+    if node.directory is not None and (node.layer is not tree.upper or node.directory.lowers):
+        raise error(errno.EXDEV, name)
+    return node
+
+
+def _check_replaceable(tree: Tree, source: LayerEntry, new_dir: Node, new: bytes, target: LayerEntry) -> None:
+    if source.kind != stat.S_IFDIR:
+        if target.kind == stat.S_IFDIR:
+            raise error(errno.EISDIR, new)
+        return
+    if target.kind != stat.S_IFDIR:
+        raise error(errno.ENOTDIR, new)
+    victim, _ = tree.resolve(new_dir, new, target)
+    if tree.index(victim).entries:
+        raise error(errno.ENOTEMPTY, new)
+
+
+def _bring_up(tree: Tree, node: Node) -> None:
+    if node.directory is None:
+        draft = tree.begin_copy_up(node)
+        if draft is not None:
+            draft.build()
+            tree.publish(node, draft)
+
+
+def _make_opaque(tree: Tree, parent: Node, name: bytes) -> None:
+    xattrs.put(files.path_at(tree.upper_fd(parent), name), tree.stack.names.opaque, OPAQUE)
+
+
+def _move(
+    tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, node: Node, new_dir: Node, new: bytes, target: LayerEntry | None
+) -> None:
+    tree.copy_up_directory(new_dir)
+    _bring_up(tree, node)
+    new_index = tree.index(new_dir)
+    covered = target is not None and (target.below or target.source is not tree.upper)
+    if source.kind == stat.S_IFDIR and (covered or new in new_index.whiteouts):
+        _make_opaque(tree, old_dir, old)
+    victim = target.node if target is not None and isinstance(target.node, Node) else None
+    orphan: Orphan | None = None
+    if victim is not None and victim.links is None:
+        orphan = tree.prepare_orphan(victim, new_dir, new)
+    try:
+        if orphan is not None and orphan.work_name is not None:
+            # no descriptor to spare: the old file keeps a name in work; the link count grows for this moment only
+            os.link(new, orphan.work_name, src_dir_fd=tree.upper_fd(new_dir), dst_dir_fd=tree.work.fd, follow_symlinks=False)
+        _move_in_upper(tree, old_dir, old, source, new_dir, new, target)
+    except BaseException:
+        if orphan is not None:
+            tree.abandon_orphan(orphan)
+            if orphan.work_name is not None:
+                tree.work.discard(orphan.work_name)
+        raise
+    tree.index(old_dir).remove(old)
+    if source.below:
+        tree.index(old_dir).whiteouts.add(old)
+    if victim is not None and not tree.drop_name(victim, new_dir, new):
+        if orphan is not None:
+            tree.make_orphan(victim, orphan)
+        tree.bury(tree.nodes.reap(victim))
+    if target is None:
+        target = new_index.add(new, tree.upper, source.kind)
+        target.below = new in new_index.whiteouts
+        new_index.whiteouts.discard(new)
+    else:
+        target.below = covered
+        target.source, target.kind, target.more = tree.upper, source.kind, ()
+    target.node = node
+    _renamed(tree, node, old_dir, old, new_dir, new)
+
+
+def _move_in_upper(
+    tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, new_dir: Node, new: bytes, target: LayerEntry | None
+) -> None:
+    """The step on disk. A whiteout stays at *old* when something is below it."""
+    old_fd, new_fd = tree.upper_fd(old_dir), tree.upper_fd(new_dir)
+    if source.kind == stat.S_IFDIR and target is None and new in tree.index(new_dir).whiteouts:
+        # a directory cannot replace the whiteout, but swap with it; it may well be what has to stay behind
+        files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
+        if not source.below:
+            os.unlink(old, dir_fd=old_fd)
+        return
+    if source.kind == stat.S_IFDIR and target is not None and target.source is tree.upper:
+        _strip_whiteouts(tree, new_dir, new, target)
+    if not source.below:
+        files.renameat2(old_fd, old, new_fd, new)
+        return
+    try:
+        files.renameat2(old_fd, old, new_fd, new, files.RENAME_WHITEOUT)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        _move_without_help(tree, old_fd, old, new_fd, new)
+
+
+def _move_without_help(tree: Tree, old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
+    """RENAME_WHITEOUT where the filesystem lacks it: put a whiteout at the target, then swap the two."""
+    try:
+        make_whiteout(new_fd, new)
+    except FileExistsError:
+        gone = tree.work.whiteout()
+        files.renameat2(tree.work.fd, gone, new_fd, new, files.RENAME_EXCHANGE)
+        remove_tree(tree.work.fd, gone)
+    files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
+
+
+def _strip_whiteouts(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> None:
+    """Make a directory that looks empty be empty in upper, so that it can be replaced. Opaque first: nothing shows through meanwhile."""
+    node, _ = tree.resolve(parent, name, entry)
+    whiteouts = tree.index(node).whiteouts
+    if not whiteouts:
+        return
+    _make_opaque(tree, parent, name)
+    fd = tree.upper_fd(node)
+    for whiteout in list(whiteouts):
+        os.unlink(whiteout, dir_fd=fd)
+        whiteouts.discard(whiteout)
+
+
+def _exchange(
+    tree: Tree, one: tuple[Node, bytes, LayerEntry, Node], other: tuple[Node, bytes, LayerEntry, Node]
+) -> None:
+    for parent, _, _, node in (one, other):
+        tree.copy_up_directory(parent)
+        _bring_up(tree, node)
+    for (parent, name, entry, _), (_, _, there, _) in ((one, other), (other, one)):
+        if entry.kind == stat.S_IFDIR and there.below:
+            _make_opaque(tree, parent, name)
+    (old_dir, old, source, node), (new_dir, new, target, new_node) = one, other
+    files.renameat2(tree.upper_fd(old_dir), old, tree.upper_fd(new_dir), new, files.RENAME_EXCHANGE)
+    source.kind, target.kind = target.kind, source.kind
+    source.node, target.node = new_node, node
+    if node is not new_node:
+        _renamed(tree, node, old_dir, old, new_dir, new)
+        _renamed(tree, new_node, new_dir, new, old_dir, old)
+
+
+def _renamed(tree: Tree, node: Node, old_dir: Node, old: bytes, new_dir: Node, new: bytes) -> None:
+    """Tell *node* that this name of it changed."""
+    if node.parent is old_dir and node.name == old:
+        tree.bury(tree.nodes.reparent(node, new_dir, new))
+        return
+    assert node.links is not None
+    node.links = [(new_dir, new) if link == (old_dir, old) else link for link in node.links]
+    new_dir.children += 1
+    old_dir.children -= 1
+    tree.bury(tree.nodes.reap(old_dir))

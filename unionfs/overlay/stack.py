@@ -1,0 +1,217 @@
+"""Opening the layers of a union before anything is mounted: checks, private clones, locks, a clean work directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from unionfs.errors import InUseError, LayerError, printable
+from unionfs.linux import files, mounts, xattrs
+from unionfs.overlay.copy_up import Work, empty_tree
+from unionfs.overlay.layer import Layer
+from unionfs.overlay.whiteout import OPAQUE, XattrNames
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+_CLONE_REFUSED = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The opened layers, topmost lower first. ``sync``: copied-up data is on disk before it becomes visible."""
+
+    lowers: tuple[Layer, ...]
+    upper: Layer | None
+    work: Work | None
+    names: XattrNames
+    sync: bool = True
+    #: Descriptors whose flock says the upper and work are taken; they end with the process whatever happens to it.
+    locks: tuple[int, ...] = field(default=())
+
+    def close(self) -> None:
+        """Give up every descriptor, the locks last."""
+        for layer in self.lowers:
+            layer.close()
+        if self.upper is not None:
+            self.upper.close()
+        if self.work is not None:
+            os.close(self.work.fd)
+        for fd in self.locks:
+            os.close(fd)
+
+
+def open_stack(
+    lowers: Sequence[bytes],
+    upper: bytes | None,
+    work: bytes | None,
+    *,
+    userxattr: bool = False,
+    volatile: bool = False,
+) -> Stack:
+    """Open all layers, topmost lower first; without *upper* the stack is read-only.
+
+    Paths may be relative or symlinks. Raises LayerError for a directory that is missing or unsuitable, InUseError when the upper or work
+    belongs to a live mount. On failure nothing stays open.
+    """
+    if not lowers:
+        raise LayerError("a union needs at least one lower directory")
+    if (upper is None) != (work is None):
+        given, lacking = ("work", "upper") if upper is None else ("upper", "work")
+        raise LayerError(f"{given} directory without {lacking} directory: give both or neither")
+    names = XattrNames(userxattr)
+    opened: list[Layer] = []
+    try:
+        for path in lowers:
+            opened.append(_open_lower(path))
+        stack = Stack(tuple(opened), None, None, names, sync=not volatile)
+        if upper is None or work is None:
+            return stack
+        return _add_upper(stack, upper, work)
+    except BaseException:
+        for layer in opened:
+            layer.close()
+        raise
+
+
+def _open_path(path: bytes, what: str) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except OSError as exc:
+        raise LayerError(f"{what} directory {printable(path)}: {exc.strerror}") from exc
+
+
+def _clone(fd: int, attrs: tuple[str, ...]) -> int | None:
+    """A private clone of the mount below *fd*, rooted there; None where the kernel does not let us."""
+    try:
+        clone = mounts.open_tree(b"", mounts.OPEN_TREE_CLONE | mounts.AT_EMPTY_PATH, fd)
+    except OSError as exc:
+        if exc.errno in _CLONE_REFUSED:
+            return None
+        raise
+    try:
+        mounts.mount_setattr(clone, attrs)
+    except OSError:  # flags another user namespace locked cannot be changed; we never write to a lower anyway
+        pass
+    return clone
+
+
+def _open_lower(path: bytes) -> Layer:
+    fd = _open_path(path, "lower")
+    clone = _clone(fd, ("ro", "noatime"))
+    if clone is None:
+        return Layer(fd, private=False, where=path)
+    os.close(fd)
+    return Layer(clone, private=True, where=path)
+
+
+def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
+    held: list[int] = []
+    try:
+        upper_fd, work_fd, private = _open_pair(upper, work, held)
+        locks = (_lock(upper_fd, "upper", upper), _lock(work_fd, "work", work))
+        held.extend(locks)
+        if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
+            raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
+        work_dir = _prepare_work(work_fd, work, stack.names)
+        held.append(work_dir)
+    except OSError as exc:
+        _close_all(held)
+        raise LayerError(f"upper directory {printable(upper)}, work directory {printable(work)}: {exc.strerror}") from exc
+    except BaseException:
+        _close_all(held)
+        raise
+    layer = Layer(upper_fd, private=private, where=upper)
+    traps = frozenset((st.st_dev, st.st_ino) for st in (os.fstat(upper_fd), os.fstat(work_fd)))
+    for lower in stack.lowers:
+        lower.traps = traps
+    os.close(work_fd)
+    return replace(stack, upper=layer, work=Work(work_dir), locks=locks)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _open_pair(upper: bytes, work: bytes, held: list[int]) -> tuple[int, int, bool]:
+    """(upper, work, private): descriptors reached through one mount, so that a rename between them works.
+
+    Both are opened through one clone of the mount, rooted at their nearest common directory, so submounts stay out.
+    """
+    upper_fd = _open_path(upper, "upper")
+    held.append(upper_fd)
+    work_fd = _open_path(work, "work")
+    held.append(work_fd)
+    if mounts.mount_id(upper_fd) != mounts.mount_id(work_fd):
+        raise LayerError(f"upper {printable(upper)} and work {printable(work)} are not under the same mount")
+    upper_path, work_path = (os.readlink(files.path_at(fd, b"")) for fd in (upper_fd, work_fd))
+    common = os.path.commonpath([upper_path, work_path])
+    if common in (upper_path, work_path):
+        raise LayerError(f"upper {printable(upper)} and work {printable(work)}: neither may be inside the other")
+    top = os.open(common, _DIRECTORY)
+    try:
+        clone = _clone(top, ()) if mounts.mount_id(top) == mounts.mount_id(upper_fd) else None
+    finally:
+        os.close(top)
+    if clone is None:
+        return upper_fd, work_fd, False
+    try:
+        pair = [files.openat2(clone, os.path.relpath(p, common), _DIRECTORY, _IN_ROOT) for p in (upper_path, work_path)]
+    finally:
+        os.close(clone)
+    _close_all(held)
+    held[:] = pair
+    return pair[0], pair[1], True
+
+
+def _lock(dir_fd: int, what: str, path: bytes) -> int:
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        if exc.errno == errno.EWOULDBLOCK:
+            raise InUseError(f"{what} directory {printable(path)} is in use by another mount") from exc
+        raise
+    return fd
+
+
+def _prepare_work(work_fd: int, path: bytes, names: XattrNames) -> int:
+    """Make or empty ``WORKDIR/work`` and return its descriptor; refuse when it says that its upper cannot be trusted."""
+    try:
+        os.mkdir(b"work", 0o700, dir_fd=work_fd)
+    except FileExistsError:
+        incompat = _incompatible(work_fd)
+        if incompat is not None:
+            where = os.path.join(path, b"work/incompat", incompat)
+            raise LayerError(
+                f"work directory {printable(path)} was left by a mount that cannot be continued;"
+                f" if the upper may be used all the same, delete {printable(where)}"
+            ) from None
+        empty_tree(work_fd, b"work")
+    fd = os.open(b"work", _DIRECTORY | os.O_NOFOLLOW, dir_fd=work_fd)
+    try:
+        xattrs.put(files.path_at(fd, b""), names.opaque, OPAQUE)
+        xattrs.drop(files.path_at(fd, b""), names.opaque)
+    except OSError as exc:
+        os.close(fd)
+        raise LayerError(
+            f"upper and work cannot hold {printable(names.prefix)}* attributes ({exc.strerror}): an opaque directory could not be stored"
+        ) from exc
+    return fd
+
+
+def _incompatible(work_fd: int) -> bytes | None:
+    """The first entry of ``work/incompat``, if there is one."""
+    try:
+        fd = os.open(b"work/incompat", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        found = sorted(os.listdir(fd))
+    finally:
+        os.close(fd)
+    return os.fsencode(found[0]) if found else None

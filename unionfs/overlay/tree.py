@@ -1,0 +1,481 @@
+"""From numbers and names to backing objects: nodes, directory indexes, descriptors, and bringing an object up.
+
+The verbs in union.py and rename.py stand on this. Where a verb changes upper, the methods here keep the index in step with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.backing import FdCache, share_of_descriptors
+from unionfs.overlay.copy_up import Draft, Work, decode_origin, encode_origin
+from unionfs.overlay.layer import Layer
+from unionfs.overlay.merge import merge
+from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
+from unionfs.overlay.stack import Stack
+from unionfs.overlay.whiteout import IMPURE
+
+NAME_MAX = 255
+
+
+def error(code: int, what: bytes | None = None) -> OSError:
+    """The OSError (of the right subclass) for *code*."""
+    return OSError(code, os.strerror(code), what)
+
+
+class Tree:
+    """The merged tree of *stack*, with the live nodes in it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.nodes = NodeTable()
+        share = share_of_descriptors(used=2 * len(stack.lowers) + 32)
+        self._directories: FdCache[tuple[Node, Layer]] = FdCache(share)
+        self._files: FdCache[tuple[int, bool]] = FdCache(share)
+        self._orphan_fds = 0
+        self._orphan_limit = share
+        layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
+        for layer in layers:  # the first one's numbers are shown as they are
+            self.nodes.natural(layer.device, 1 << 20)
+        root = Node(ROOT_INO, None, b"", layers[0], Directory(tuple((layer, b"") for layer in stack.lowers)))
+        self.nodes.add(root)
+        self.root = root
+
+    # -- descriptors -----------------------------------------------------------------------------------------------------
+
+    def directory_fd(self, node: Node, layer: Layer) -> int:
+        """O_PATH descriptor of *layer*'s copy of the directory *node*; borrowed from a cache, for use within one verb."""
+        if node.parent is None and node.orphan is None:
+            return layer.root_fd
+        key = (node, layer)
+        fd = self._directories.get(key)
+        if fd is None:
+            fd = self._open_directory(node, layer)
+            self._directories.put(key, fd)
+        return fd
+
+    def _open_directory(self, node: Node, layer: Layer) -> int:
+        if node.orphan is not None:
+            raise error(errno.ENOENT, node.name)
+        return layer.open_directory(self.directory_path(node, layer))
+
+    def directory_path(self, node: Node, layer: Layer) -> bytes:
+        """Where *layer* has the directory *node*."""
+        if layer is self.stack.upper:
+            return node.path()
+        assert node.directory is not None
+        for lower, path in node.directory.lowers:
+            if lower is layer:
+                return path
+        raise error(errno.ESTALE, node.name)
+
+    def upper_fd(self, node: Node) -> int:
+        """``directory_fd`` of upper's copy; the directory must be in upper."""
+        return self.directory_fd(node, self.upper)
+
+    @property
+    def upper(self) -> Layer:
+        """The writable layer; OSError(EROFS) without one."""
+        if self.stack.upper is None:
+            raise error(errno.EROFS)
+        return self.stack.upper
+
+    @property
+    def work(self) -> Work:
+        """The work directory; OSError(EROFS) without one."""
+        if self.stack.work is None:
+            raise error(errno.EROFS)
+        return self.stack.work
+
+    def file_fd(self, node: Node, *, writable: bool) -> int:
+        """A descriptor of the data of the regular file *node*, borrowed as ``directory_fd``. Writable only when the file is in upper."""
+        fd = self._files.get((node.ino, True))
+        if fd is not None:
+            return fd
+        if not writable:
+            return self._files.open((node.ino, False), lambda: self._open_file(node, os.O_RDONLY))
+        fd = self._open_file(node, os.O_RDWR)
+        self._files.put((node.ino, True), fd)
+        self._files.drop((node.ino, False))
+        return fd
+
+    def keep_file(self, node: Node, fd: int) -> None:
+        """Cache *fd*, open for reading and writing, as the data of *node*."""
+        self._files.put((node.ino, True), fd)
+
+    def _open_file(self, node: Node, flags: int) -> int:
+        orphan = node.orphan
+        if orphan is None:
+            assert node.parent is not None
+            return node.layer.open_file(self.directory_fd(node.parent, node.layer), node.name, flags)
+        if orphan.fd >= 0:
+            return files.reopen(orphan.fd, flags)
+        if orphan.work_name is not None:
+            return os.open(orphan.work_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
+        with self._orphan_directory(node) as (dir_fd, name):
+            return node.layer.open_file(dir_fd, name, flags)
+
+    @contextmanager
+    def _orphan_directory(self, node: Node) -> Iterator[tuple[int, bytes]]:
+        """(directory descriptor, name) of an orphan that lives on in a lower."""
+        assert node.orphan is not None and node.orphan.path is not None
+        parent, _, name = node.orphan.path.rpartition(b"/")
+        fd = node.layer.open_directory(parent)
+        try:
+            yield fd, name
+        finally:
+            os.close(fd)
+
+    def place(self, node: Node) -> bytes:
+        """A ``files.path_at`` path of *node*'s topmost copy, valid within one verb (not for an orphan in a lower)."""
+        orphan = node.orphan
+        if orphan is None:
+            if node.parent is None:
+                return files.path_at(node.layer.root_fd, b"")
+            return files.path_at(self.directory_fd(node.parent, node.layer), node.name)
+        if orphan.fd >= 0:
+            return files.path_at(orphan.fd, b"")
+        if orphan.work_name is not None:
+            return files.path_at(self.work.fd, orphan.work_name)
+        self._hold_lower_orphan(node, orphan)
+        return files.path_at(orphan.fd, b"")
+
+    def _hold_lower_orphan(self, node: Node, orphan: Orphan) -> None:
+        with self._orphan_directory(node) as (dir_fd, name):
+            orphan.fd = node.layer.open_file(dir_fd, name, os.O_PATH)
+        self._orphan_fds += 1
+
+    @property
+    def open_descriptors(self) -> int:
+        """How many descriptors are held for nodes."""
+        return len(self._directories) + len(self._files) + self._orphan_fds
+
+    # -- attributes ------------------------------------------------------------------------------------------------------
+
+    def stat(self, node: Node) -> os.stat_result:
+        """lstat of *node*'s topmost copy. Number and link count for the user: ``node.ino`` and ``links``."""
+        orphan = node.orphan
+        if orphan is not None:
+            path = self.place(node)
+            return os.stat(path, follow_symlinks=files.is_descriptor(path))
+        if node.parent is None:
+            return os.fstat(node.layer.root_fd)
+        return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
+
+    @staticmethod
+    def links(node: Node, st: os.stat_result) -> int:
+        """The link count to show: 1 for a merged directory (as ovl_getattr), else the backing object's."""
+        orphan = node.orphan
+        if orphan is not None:
+            return 0 if node.directory is not None or orphan.path is not None else st.st_nlink - orphan.links
+        return 1 if Tree.is_merged(node) else st.st_nlink
+
+    @staticmethod
+    def is_merged(node: Node) -> bool:
+        """Whether *node* is a directory that more than one layer has a part in."""
+        directory = node.directory
+        if directory is None or not directory.lowers:
+            return False
+        return len(directory.lowers) > 1 or node.layer is not directory.lowers[0][0]
+
+    # -- names -----------------------------------------------------------------------------------------------------------
+
+    def directory(self, ino: int) -> Node:
+        """The live directory *ino*; ENOTDIR, ESTALE."""
+        node = self.node(ino)
+        if node.directory is None:
+            raise error(errno.ENOTDIR)
+        return node
+
+    def node(self, ino: int) -> Node:
+        """The live node *ino*; ESTALE when there is none."""
+        node = self.nodes.get(ino)
+        if node is None:
+            raise error(errno.ESTALE)
+        return node
+
+    def index(self, node: Node) -> Index:
+        """The merged entries of the directory *node*, read from all layers at the first use."""
+        directory = node.directory
+        assert directory is not None
+        if directory.index is None:
+            whiteouts: set[bytes] = set()
+            entries = {} if node.orphan is not None else merge(self._listings(node, whiteouts))
+            directory.index = Index(entries, whiteouts)
+        return directory.index
+
+    def _listings(self, node: Node, whiteouts: set[bytes]) -> Iterator[tuple[Layer, Iterator[tuple[bytes, int]]]]:
+        directory = node.directory
+        assert directory is not None
+        upper = self.stack.upper
+        if upper is not None and node.layer is upper:
+            path = files.path_at(self.directory_fd(node, upper), b"")
+            directory.impure = xattrs.find(path, self.stack.names.impure) == IMPURE
+            yield upper, self._upper_listing(node, upper, whiteouts)
+        for layer, _ in directory.lowers:
+            try:
+                fd = self.directory_fd(node, layer)
+            except OSError as exc:
+                if exc.errno == errno.EXDEV:  # a mount point, in a layer that is no private clone
+                    continue
+                raise
+            yield layer, layer.scan(fd, self.stack.names)
+
+    def _upper_listing(self, node: Node, upper: Layer, whiteouts: set[bytes]) -> Iterator[tuple[bytes, int]]:
+        for name, kind in upper.scan(self.directory_fd(node, upper), self.stack.names):
+            if not kind:
+                whiteouts.add(name)
+            yield name, kind
+
+    def find(self, parent: Node, name: bytes) -> LayerEntry | None:
+        """What *name* is in *parent*; None when there is nothing."""
+        return self.index(parent).entries.get(name)
+
+    def need(self, parent: Node, name: bytes) -> LayerEntry:
+        """What *name* is in *parent*; ENOENT, ENAMETOOLONG."""
+        entry = self.index(parent).entries.get(name)
+        if entry is None:
+            raise error(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT, name)
+        return entry
+
+    def resolve(self, parent: Node, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
+        """The node behind *entry*, made if it is not live, and its fresh attributes. A vanished backing object is ENOENT."""
+        node = entry.node
+        if isinstance(node, Node):
+            return node, self.stat(node)
+        st = entry.source.stat(self.directory_fd(parent, entry.source), name)
+        lowers = self._lower_directories(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
+        number = self._number(parent, name, entry, st, lowers)
+        if lowers is None and st.st_nlink > 1 and entry.source is self.stack.upper:
+            known = self._same_upper_file(number, st)
+            if known is not None:
+                self.add_name(known, parent, name, entry)
+                return known, st
+        node = Node(number, parent, name, entry.source, None if lowers is None else Directory(lowers))
+        self.nodes.add(node)
+        entry.node = node
+        return node, st
+
+    def _lower_directories(
+        self, parent: Node, name: bytes, entry: LayerEntry
+    ) -> tuple[tuple[Layer, bytes], ...]:
+        """The lower directories that make up the directory *entry*: down to the first opaque one."""
+        found: list[tuple[Layer, bytes]] = []
+        sources = (entry.source, *entry.more)
+        for layer in sources:
+            if layer is not self.stack.upper:
+                above = self.directory_path(parent, layer)
+                found.append((layer, above + b"/" + name if above else name))
+            if layer is not sources[-1] and layer.is_opaque(self.directory_fd(parent, layer), name, self.stack.names):
+                break
+        return tuple(found)
+
+    def _number(
+        self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result, lowers: tuple[tuple[Layer, bytes], ...] | None
+    ) -> int:
+        """The number an object should have: that of the lower object it is or was copied up from, else upper's own.
+
+        0 (one of ours) for a lower non-directory with several links: until they can be tied together each name is an object of its own.
+        """
+        upper = self.stack.upper
+        if lowers is not None:
+            if lowers and lowers[0][0] is not entry.source:
+                st = lowers[0][0].stat(self.directory_fd(parent, lowers[0][0]), name)
+        elif entry.source is not upper:
+            if st.st_nlink > 1:
+                return 0
+        elif parent.directory is not None and parent.directory.impure:
+            value = xattrs.find(files.path_at(self.directory_fd(parent, upper), name), self.stack.names.origin)
+            if value:
+                st = decode_origin(value, self.stack.lowers) or st
+        return self.nodes.natural(st.st_dev, st.st_ino)
+
+    def _same_upper_file(self, number: int, st: os.stat_result) -> Node | None:
+        """The live node of the upper file *st* when another of its links is known already."""
+        known = self.nodes.get(number)
+        if known is None or known.directory is not None or known.layer is not self.stack.upper:
+            return None
+        other = self.stat(known)
+        return known if (other.st_dev, other.st_ino) == (st.st_dev, st.st_ino) else None
+
+    def add_name(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
+        """*node*, a file in upper, has this name too."""
+        entry.node = node
+        if node.parent is None:
+            self._drop_orphan(node)
+            self.nodes.reparent(node, parent, name)
+            return
+        node.links = [*(node.links or ()), (parent, name)]
+        parent.children += 1
+
+    def drop_name(self, node: Node, parent: Node, name: bytes) -> bool:
+        """*node* lost this name; returns whether another known one is left (then it is no orphan)."""
+        if node.links is None:
+            return False
+        if node.parent is parent and node.name == name:
+            parent, name = node.links[-1]
+            node.links = node.links[:-1] or None
+            self.bury(self.nodes.reparent(node, parent, name))
+            parent.children -= 1
+            return True
+        node.links = [link for link in node.links if link != (parent, name)] or None
+        parent.children -= 1
+        self.bury(self.nodes.reap(parent))
+        return True
+
+    # -- objects without a name ------------------------------------------------------------------------------------------
+
+    def prepare_orphan(self, node: Node, parent: Node, name: bytes) -> Orphan:
+        """How *node* will live on once *name* in *parent* is gone.
+
+        A lower object needs nothing but its path; an upper one a descriptor, or beyond a bound a place in work: then ``work_name`` is set and
+        the caller moves the object there instead of removing it.
+        """
+        upper = self.stack.upper
+        if node.layer is not upper or upper is None:
+            above = self.directory_path(parent, node.layer)
+            return Orphan(path=above + b"/" + name if above else name)
+        if node.directory is None and self._orphan_fds >= self._orphan_limit:
+            return Orphan(work_name=self.work.name(), links=1)
+        return Orphan(fd=upper.open_file(self.directory_fd(parent, upper), name, os.O_PATH))
+
+    def make_orphan(self, node: Node, orphan: Orphan) -> None:
+        """*node* has no name any more and lives on as *orphan* says."""
+        node.orphan = orphan
+        self._orphan_fds += orphan.fd >= 0
+        if node.directory is not None:
+            self._drop_directory_fds(node)
+        self.bury(self.nodes.reparent(node, None, node.name))
+
+    def abandon_orphan(self, orphan: Orphan) -> None:
+        """Undo ``prepare_orphan``: the name stays after all."""
+        if orphan.fd >= 0:
+            os.close(orphan.fd)
+
+    def _drop_orphan(self, node: Node) -> None:
+        orphan = node.orphan
+        if orphan is None:
+            return
+        node.orphan = None
+        if orphan.fd >= 0:
+            os.close(orphan.fd)
+            self._orphan_fds -= 1
+        if orphan.work_name is not None:
+            self.work.discard(orphan.work_name)
+
+    def bury(self, dead: list[Node]) -> None:
+        """Give back all that the removed nodes *dead* held."""
+        for node in dead:
+            self._files.drop((node.ino, True))
+            self._files.drop((node.ino, False))
+            self._drop_orphan(node)
+            if node.directory is not None:
+                self._drop_directory_fds(node)
+            names = [(node.parent, node.name), *(node.links or ())]
+            for parent, name in names:
+                if parent is None or parent.directory is None or parent.directory.index is None:
+                    continue
+                entry = parent.directory.index.entries.get(name)
+                if entry is not None and entry.node is node:
+                    entry.node = None
+            for parent, _ in node.links or ():
+                parent.children -= 1
+                self.bury(self.nodes.reap(parent))
+
+    def _drop_directory_fds(self, node: Node) -> None:
+        assert node.directory is not None
+        for layer, _ in node.directory.lowers:
+            self._directories.drop((node, layer))
+        if self.stack.upper is not None:
+            self._directories.drop((node, self.stack.upper))
+
+    # -- bringing objects up ---------------------------------------------------------------------------------------------
+
+    def copy_up_directory(self, node: Node) -> None:
+        """Make sure the directory *node* is in upper, its parents first."""
+        upper = self.upper
+        if node.layer is upper:
+            return
+        if node.parent is None:
+            raise error(errno.ENOENT, node.name)
+        self.copy_up_directory(node.parent)
+        draft = self._draft(node, self.stat(node), 0)
+        draft.build()
+        self.publish(node, draft)
+
+    def begin_copy_up(self, node: Node, size: int | None = None) -> Draft | None:
+        """The Draft that will bring the non-directory *node* up, None when it is there; parents are brought up at once.
+
+        *size*: only so much data is wanted. The caller builds the draft (in a thread if it likes), then publishes it.
+        """
+        if node.layer is self.upper:
+            return None
+        if node.parent is not None:
+            self.copy_up_directory(node.parent)
+        st = self.stat(node)
+        return self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
+
+    def _draft(self, node: Node, st: os.stat_result, size: int) -> Draft:
+        names = self.stack.names
+        if node.parent is None:
+            with self._orphan_directory(node) as (dir_fd, name):
+                source = os.dup(dir_fd)
+        else:
+            name = node.name
+            source = os.dup(self.directory_fd(node.parent, node.layer))
+        shared = node.directory is None and st.st_nlink > 1  # copy-up breaks the link: the copy is an object of its own
+        origin = None if shared or node.parent is None else encode_origin(node.layer, source, name)
+        sync = self.stack.sync and size > 0
+        return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, origin, sync)
+
+    def publish(self, node: Node, draft: Draft) -> None:
+        """Put the built *draft* in place of *node*'s lower object; the node goes on with upper's copy.
+
+        A node that lost its name meanwhile keeps its copy in work. The parent's times are restored, as the kernel does.
+        """
+        upper = self.upper
+        if node.layer is upper:  # somebody was faster
+            self.work.discard(draft.work_name)
+            return
+        if node.parent is None or node.orphan is not None:
+            self._publish_orphan(node, draft)
+        else:
+            try:
+                self._publish_named(node, node.parent, draft)
+            except BaseException:
+                self.work.discard(draft.work_name)
+                raise
+        node.layer = upper
+        self._files.drop((node.ino, False))
+
+    def _publish_named(self, node: Node, parent: Node, draft: Draft) -> None:
+        upper = self.upper
+        parent_fd = self.directory_fd(parent, upper)
+        parent_path = files.path_at(parent_fd, b"")
+        times = os.fstat(parent_fd)
+        assert parent.directory is not None
+        if draft.origin and not parent.directory.impure:
+            xattrs.put(parent_path, self.stack.names.impure, IMPURE)
+            parent.directory.impure = True
+        files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
+        files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
+        entry = self.index(parent).entries[node.name]
+        if node.directory is not None:
+            entry.more = (entry.source, *entry.more)
+        entry.source = upper
+        entry.below = True
+
+    def _publish_orphan(self, node: Node, draft: Draft) -> None:
+        self._drop_orphan(node)
+        node.orphan = Orphan(work_name=draft.work_name, links=1)
+
+    def close(self) -> None:
+        """Close every descriptor the tree holds, not the layers'."""
+        self._directories.clear()
+        self._files.clear()
+

@@ -1,0 +1,479 @@
+"""The verbs a filesystem needs, by number: what ``fuse`` serves, and what works as well with no mount at all.
+
+Every method raises OSError; names and paths are bytes. Nodes are counted as the kernel counts them: ``lookup``, ``make_*``, ``link`` and
+``entries`` with ``count`` add one, ``forget`` takes away.
+
+Threads: all methods belong to one thread. The exceptions are ``Draft.build`` and whatever is done with a descriptor from ``sync_fd``:
+they touch nothing of the Union. A draft is published by the owner thread; of two drafts of one node the later is discarded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
+from unionfs.overlay.copy_up import Draft, make_whiteout
+from unionfs.overlay.node import LayerEntry, Node
+from unionfs.overlay.rename import rename
+from unionfs.overlay.stack import Stack
+from unionfs.overlay.tree import NAME_MAX, Tree, error
+from unionfs.overlay.whiteout import OPAQUE
+
+#: Offsets of "." and ".." in a listing; entries follow at cookie + _DOTS.
+_DOTS = 2
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: owner of what is made. ``groups`` answers whether it is a member of a group besides ``gid``."""
+
+    uid: int
+    gid: int
+    in_group: Callable[[int], bool] = lambda _gid: False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What setattr should change; None leaves a field as it is. Times in nanoseconds."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Union:
+    """A mounted or unmounted union over *stack*; owns it from now on."""
+
+    def __init__(self, stack: Stack, *, acl: bool = True) -> None:
+        self.tree = Tree(stack)
+        self.stack = stack
+        self._acl = acl
+        self._owner = os.geteuid(), os.getegid()
+
+    # -- looking ---------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> tuple[Node, os.stat_result] | None:
+        """The object *name* in the directory *parent* and its attributes, None when there is none. Counts."""
+        tree = self.tree
+        directory = tree.directory(parent)
+        entry = tree.find(directory, name)
+        if entry is None:
+            if len(name) > NAME_MAX:
+                raise error(errno.ENAMETOOLONG)
+            return None
+        try:
+            node, st = tree.resolve(directory, name, entry)
+        except FileNotFoundError:  # taken away below us
+            return None
+        node.lookups += 1
+        return node, st
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel gives back *count* look-ups of *ino*."""
+        self.tree.bury(self.tree.nodes.forget(ino, count))
+
+    def getattr(self, ino: int) -> tuple[Node, os.stat_result]:
+        """The object *ino* and its attributes."""
+        node = self.tree.node(ino)
+        return node, self.tree.stat(node)
+
+    def links(self, node: Node, st: os.stat_result) -> int:
+        """The link count to show for *node*."""
+        return self.tree.links(node, st)
+
+    def readlink(self, ino: int) -> bytes:
+        """Target of the symlink *ino*."""
+        path = self.tree.place(self.tree.node(ino))
+        if files.is_descriptor(path):
+            return os.readlink(b"", dir_fd=int(path.rpartition(b"/")[2]))
+        return os.readlink(path)
+
+    def entries(self, ino: int, after: int) -> Iterator[tuple[bytes, int, Node | LayerEntry]]:
+        """The listing of *ino* behind offset *after*, as (name, offset, what it is).
+
+        "." and ".." come first, as Nodes and without counting. ``entry_node`` makes a Node of an entry and counts it. Offsets stay valid
+        while the directory changes: nothing that is there throughout is missed or seen twice.
+        """
+        node = self.tree.directory(ino)
+        if after < 1:
+            yield b".", 1, node
+        if after < _DOTS:
+            yield b"..", _DOTS, node.parent or node
+        if node.orphan is not None:
+            return
+        for name, entry in self.tree.index(node).listing(after - _DOTS if after > _DOTS else 0):
+            yield name, entry.cookie + _DOTS, entry
+
+    def entry_node(self, parent: int, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
+        """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
+        return self.tree.resolve(self.tree.directory(parent), name, entry)
+
+    def statfs(self) -> os.statvfs_result:
+        """Of upper's filesystem, else of the topmost lower's."""
+        return os.fstatvfs((self.stack.upper or self.stack.lowers[0]).root_fd)
+
+    # -- data ------------------------------------------------------------------------------------------------------------
+
+    def open(self, ino: int, flags: int) -> None:
+        """What opening with *flags* demands at once: a copy in upper when it is for writing, truncation with O_TRUNC."""
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            self.tree.node(ino)
+        elif flags & os.O_TRUNC:
+            self.setattr(ino, Change(size=0))
+        else:
+            self._up(ino)
+
+    def read(self, ino: int, offset: int, size: int) -> bytes:
+        """Up to *size* bytes; fewer only at the end of the file."""
+        fd = self.tree.file_fd(self.tree.node(ino), writable=False)
+        data = os.pread(fd, size, offset)
+        while data and len(data) < size:
+            more = os.pread(fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def write(self, ino: int, offset: int, data: bytes) -> int:
+        """Write all of *data*, or as much as fits; returns how much that was."""
+        fd = self.tree.file_fd(self._up(ino), writable=True)
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):
+            try:
+                written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+            except OSError:
+                break  # the caller learns it from the short count, the error from his next write
+        return written
+
+    def sync_fd(self, ino: int) -> int | None:
+        """A descriptor to fsync for *ino*, the caller's to close; None when nothing of it is in upper or nobody cares."""
+        node = self.tree.node(ino)
+        upper = self.stack.upper
+        if node.layer is not upper or upper is None or not self.stack.sync:
+            return None
+        if node.directory is None:
+            return os.dup(self.tree.file_fd(node, writable=True))
+        if node.orphan is not None:
+            return None
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.tree.upper_fd(node))
+
+    # -- copy-up ---------------------------------------------------------------------------------------------------------
+
+    def begin_copy_up(self, ino: int, size: int | None = None) -> Draft | None:
+        """The Draft to build before *ino* can be changed, None when there is nothing to do. *size*: it will be truncated to that."""
+        node = self.tree.node(ino)
+        if node.directory is not None:
+            return None
+        return self.tree.begin_copy_up(node, size)
+
+    def publish(self, ino: int, draft: Draft) -> None:
+        """Put the built *draft* of *ino* in place; without the node (forgotten meanwhile) it is thrown away."""
+        node = self.tree.nodes.get(ino)
+        if node is None:
+            draft.work.discard(draft.work_name)
+        else:
+            self.tree.publish(node, draft)
+
+    def _up(self, ino: int, size: int | None = None) -> Node:
+        """*ino*, in upper."""
+        node = self.tree.node(ino)
+        self._bring_up(node, size)
+        return node
+
+    def _bring_up(self, node: Node, size: int | None = None) -> None:
+        if node.layer is self.tree.upper:
+            return
+        if node.directory is not None:
+            self.tree.copy_up_directory(node)
+            return
+        draft = self.tree.begin_copy_up(node, size)
+        if draft is not None:
+            draft.build()
+            self.tree.publish(node, draft)
+
+    # -- attributes ------------------------------------------------------------------------------------------------------
+
+    def setattr(self, ino: int, change: Change) -> tuple[Node, os.stat_result]:
+        """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it)."""
+        node = self._up(ino, change.size)
+        tree = self.tree
+        if change.size is not None:
+            os.ftruncate(tree.file_fd(node, writable=True), change.size)
+        path = tree.place(node)
+        if change.uid is not None or change.gid is not None:
+            follow = files.is_descriptor(path)
+            uid, gid = (-1 if who is None else who for who in (change.uid, change.gid))
+            os.chown(path, uid, gid, follow_symlinks=follow)
+        if change.mode is not None:
+            os.chmod(path, stat.S_IMODE(change.mode))
+        if change.atime_ns is not None or change.mtime_ns is not None:
+            files.utimens(path, change.atime_ns, change.mtime_ns)
+        return node, tree.stat(node)
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP."""
+        self._refuse_acl(name)
+        return xattrs.get(self.tree.place(self.tree.node(ino)), self.stack.names.stored(name))
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """All names, as a user of the mount sees them."""
+        shown = map(self.stack.names.shown, xattrs.names(self.tree.place(self.tree.node(ino))))
+        return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
+        self._refuse_acl(name)
+        node = self._up(ino)
+        xattrs.put(self.tree.place(node), self.stack.names.stored(name), value, flags)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove one; ENODATA without it, and then nothing is copied up."""
+        self._refuse_acl(name)
+        stored = self.stack.names.stored(name)
+        node = self.tree.node(ino)
+        if node.layer is not self.tree.upper:
+            xattrs.get(self.tree.place(node), stored)
+        self._bring_up(node)
+        xattrs.drop(self.tree.place(node), stored)
+
+    def _refuse_acl(self, name: bytes) -> None:
+        if not self._acl and name in (ACCESS, DEFAULT):
+            raise error(errno.EOPNOTSUPP)
+
+    # -- making ----------------------------------------------------------------------------------------------------------
+
+    def make_file(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
+        """A new regular file; EEXIST. Counts, as all of these. ``read`` and ``write`` work at once."""
+
+        fd = -1
+
+        def make(dir_fd: int, at: bytes) -> None:
+            nonlocal fd
+            fd = os.open(
+                at, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, stat.S_IMODE(mode), dir_fd=dir_fd
+            )
+
+        try:
+            made = self._make(parent, name, stat.S_IFREG | mode, caller, make)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        self.tree.keep_file(made[0], fd)
+        return made
+
+    def make_directory(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
+        """A new directory, opaque where one was deleted: nothing of the lowers comes back in it."""
+        return self._make(
+            parent, name, stat.S_IFDIR | mode, caller, lambda dir_fd, at: os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
+        )
+
+    def make_special(
+        self, parent: int, name: bytes, mode: int, device: int, caller: Caller
+    ) -> tuple[Node, os.stat_result]:
+        """mknod; *mode* with its type. EPERM for a character device 0:0, which would be a whiteout (ovl_mknod)."""
+        if stat.S_ISCHR(mode) and device == 0:
+            raise error(errno.EPERM)
+        return self._make(parent, name, mode, caller, lambda dir_fd, at: os.mknod(at, mode, device, dir_fd=dir_fd))
+
+    def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, os.stat_result]:
+        """A symlink to *target*."""
+        return self._make(
+            parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at: os.symlink(target, at, dir_fd=dir_fd)
+        )
+
+    def link(self, ino: int, parent: int, name: bytes) -> tuple[Node, os.stat_result]:
+        """One more name for *ino*. EPERM for a directory, ENOENT when it has no name left."""
+        node = self.tree.node(ino)
+        if node.directory is not None:
+            raise error(errno.EPERM)
+        directory = self._vacant(parent, name)
+        if node.orphan is not None:
+            raise error(errno.ENOENT)
+        self._bring_up(node)
+        tree = self.tree
+        assert node.parent is not None
+        source = tree.upper_fd(node.parent)
+        at_fd, at = self._workplace(directory, name)
+        os.link(node.name, at, src_dir_fd=source, dst_dir_fd=at_fd, follow_symlinks=False)
+        self._settle(directory, name, at_fd, at, False)
+        entry = self._enter(directory, name, stat.S_IFREG)
+        tree.add_name(node, directory, name, entry)
+        node.lookups += 1
+        st = tree.stat(node)
+        entry.kind = stat.S_IFMT(st.st_mode)
+        return node, st
+
+    def _vacant(self, parent: int, name: bytes) -> Node:
+        """The directory *parent*, in upper, where *name* may be made; EEXIST, ENOENT (directory removed), ENAMETOOLONG, EROFS."""
+        tree = self.tree
+        directory = tree.directory(parent)
+        if tree.find(directory, name) is not None:
+            raise error(errno.EEXIST, name)
+        if len(name) > NAME_MAX:
+            raise error(errno.ENAMETOOLONG)
+        if directory.orphan is not None:
+            raise error(errno.ENOENT)
+        tree.copy_up_directory(directory)
+        return directory
+
+    def _make(
+        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes], None]
+    ) -> tuple[Node, os.stat_result]:
+        """Make an object by ``make(dir_fd, name)``.
+
+        In place where one call makes it right; over a whiteout, or for an owner other than ourselves, it is built in work and moved in.
+        """
+        directory = self._vacant(parent, name)
+        tree = self.tree
+        at_fd, at = self._workplace(directory, name, direct=(caller.uid, caller.gid) == self._owner)
+        make(at_fd, at)
+        is_dir = stat.S_ISDIR(mode)
+        try:
+            if at_fd == tree.work.fd:
+                self._endow(directory, files.path_at(at_fd, at), mode, caller)
+            self._settle(directory, name, at_fd, at, is_dir)
+        except BaseException:
+            if at_fd == tree.work.fd:
+                tree.work.discard(at)
+            raise
+        entry = self._enter(directory, name, stat.S_IFMT(mode))
+        node, st = tree.resolve(directory, name, entry)
+        node.lookups += 1
+        return node, st
+
+    def _workplace(self, directory: Node, name: bytes, *, direct: bool = True) -> tuple[int, bytes]:
+        """Where to make *name*: in place when *direct* and no whiteout is in the way, else in work."""
+        if direct and name not in self.tree.index(directory).whiteouts:
+            return self.tree.upper_fd(directory), name
+        return self.tree.work.fd, self.tree.work.name()
+
+    def _endow(self, directory: Node, path: bytes, mode: int, caller: Caller) -> None:
+        """Give what was made in work what it would have got in *directory*: owner, setgid group, default ACL, mode."""
+        above = files.path_at(self.tree.upper_fd(directory), b"")
+        parent = os.stat(above)
+        gid = caller.gid
+        if parent.st_mode & stat.S_ISGID:
+            gid = parent.st_gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+            elif mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
+                privileged = caller.uid == 0 or caller.gid == gid or caller.in_group(gid)
+                mode = mode if privileged else mode & ~stat.S_ISGID
+        os.chown(path, caller.uid, gid, follow_symlinks=False)
+        if stat.S_ISLNK(mode):
+            return
+        default = xattrs.find(above, DEFAULT)
+        access = None
+        if default is not None:
+            mode, access = inherit(default, mode)
+        os.chmod(path, stat.S_IMODE(mode))
+        if access is not None:
+            xattrs.put(path, ACCESS, access)
+        if default is not None and stat.S_ISDIR(mode):
+            xattrs.put(path, DEFAULT, default)
+
+    def _settle(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
+        """Move what was made in work to its name, in one step that also takes the whiteout away."""
+        tree = self.tree
+        if at_fd != tree.work.fd:
+            return
+        upper_fd = tree.upper_fd(directory)
+        if not is_dir:
+            files.renameat2(at_fd, at, upper_fd, name)
+            return
+        if name not in tree.index(directory).whiteouts:
+            files.renameat2(at_fd, at, upper_fd, name, files.RENAME_NOREPLACE)
+            return
+        xattrs.put(files.path_at(at_fd, at), self.stack.names.opaque, OPAQUE)
+        files.renameat2(at_fd, at, upper_fd, name, files.RENAME_EXCHANGE)
+        tree.work.discard(at)
+
+    def _enter(self, directory: Node, name: bytes, kind: int) -> LayerEntry:
+        """The index entry of what was just made; a whiteout that was there says that something is below."""
+        index = self.tree.index(directory)
+        entry = index.add(name, self.tree.upper, kind)
+        entry.below = name in index.whiteouts
+        index.whiteouts.discard(name)
+        return entry
+
+    # -- removing and moving ---------------------------------------------------------------------------------------------
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a non-directory; whoever has it open goes on using it."""
+        directory = self.tree.directory(parent)
+        entry = self.tree.need(directory, name)
+        if entry.kind == stat.S_IFDIR:
+            raise error(errno.EISDIR, name)
+        self._remove(directory, name, entry)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory; ENOTDIR, ENOTEMPTY."""
+        tree = self.tree
+        directory = tree.directory(parent)
+        entry = tree.need(directory, name)
+        if entry.kind != stat.S_IFDIR:
+            raise error(errno.ENOTDIR, name)
+        node, _ = tree.resolve(directory, name, entry)
+        if tree.index(node).entries:
+            raise error(errno.ENOTEMPTY, name)
+        self._remove(directory, name, entry)
+
+    def _remove(self, directory: Node, name: bytes, entry: LayerEntry) -> None:
+        tree = self.tree
+        tree.copy_up_directory(directory)
+        index = tree.index(directory)
+        node = entry.node if isinstance(entry.node, Node) else None
+        orphan = None if node is None or node.links is not None else tree.prepare_orphan(node, directory, name)
+        try:
+            self._take_away(directory, name, entry, orphan.work_name if orphan else None)
+        except BaseException:
+            if orphan is not None:
+                tree.abandon_orphan(orphan)
+            raise
+        index.remove(name)
+        if entry.below or entry.source is not self.stack.upper:
+            index.whiteouts.add(name)
+        if node is None or tree.drop_name(node, directory, name):
+            return
+        if orphan is not None:
+            tree.make_orphan(node, orphan)
+        tree.bury(tree.nodes.reap(node))
+
+    def _take_away(self, directory: Node, name: bytes, entry: LayerEntry, keep_as: bytes | None) -> None:
+        """Remove *name* from upper, or cover it by a whiteout when something is below; *keep_as*: move it to that name in work."""
+        tree = self.tree
+        upper_fd, work = tree.upper_fd(directory), tree.work
+        if entry.source is not tree.upper:
+            make_whiteout(upper_fd, name)
+        elif keep_as is not None:
+            files.renameat2(upper_fd, name, work.fd, keep_as, files.RENAME_WHITEOUT if entry.below else 0)
+        elif not entry.below and entry.kind != stat.S_IFDIR:
+            os.unlink(name, dir_fd=upper_fd)
+        elif not entry.below:
+            gone = work.name()  # it may hold whiteouts of its own
+            files.renameat2(upper_fd, name, work.fd, gone)
+            work.discard(gone)
+        else:
+            cover = work.whiteout()
+            flags = files.RENAME_EXCHANGE if entry.kind == stat.S_IFDIR else 0
+            files.renameat2(work.fd, cover, upper_fd, name, flags)
+            if flags:
+                work.discard(cover)
+
+    def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
+        """renameat2 with NOREPLACE or EXCHANGE; EXDEV for a directory that exists in a lower, EINVAL for other flags."""
+        rename(self.tree, self.tree.directory(old_parent), old, self.tree.directory(new_parent), new, flags)
+
+    def close(self) -> None:
+        """Give back everything: descriptors, what unlinked files left in work, the locks."""
+        self.tree.close()
+        self.stack.close()
