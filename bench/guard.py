@@ -113,9 +113,7 @@ def run(
         # A server that stays behind keeps its copy of the descriptor: a file never blocks on that, a pipe would.
         said = stack.enter_context(open(os.memfd_create("said", os.MFD_CLOEXEC), "w+b"))
         started = time.perf_counter()
-        process = subprocess.Popen(
-            argv, stdin=source, stdout=said if output else subprocess.DEVNULL, stderr=said, cwd=cwd, env=env
-        )
+        process = subprocess.Popen(argv, stdin=source, stdout=said if output else subprocess.DEVNULL, stderr=said, cwd=cwd, env=env)
         ended = False
         try:
             ended = wait(process.pid, seconds)

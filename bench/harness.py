@@ -72,9 +72,7 @@ class Turn:
     def do(self, *argv: str, output: bool = False, stdin: Path | None = None) -> tuple[float, str]:
         """Run a command in the view; (seconds, its output)."""
         target = self.view if self.side.fuse else None
-        return guard.run(
-            argv, target, self.size.deadline, cwd=self.view, env=sides.environment(), stdin=stdin, output=output
-        )
+        return guard.run(argv, target, self.size.deadline, cwd=self.view, env=sides.environment(), stdin=stdin, output=output)
 
     def time(self, measure: str, *argv: str, stdin: Path | None = None) -> None:
         """Note how long a command takes."""
@@ -209,9 +207,7 @@ def one_round(side: sides.Side, workload: Workload, layers: Layers, names: list[
         if side.mount is None:
             yield turn
         else:
-            stack = sides.Stack(
-                (layers.top, layers.base), scratch / "upper", scratch / "work", turn.view, workload.volatile
-            )
+            stack = sides.Stack((layers.top, layers.base), scratch / "upper", scratch / "work", turn.view, workload.volatile)
             with mounted(side, stack) as turn.mount_seconds:
                 yield turn
     finally:
@@ -267,9 +263,7 @@ def run_workload(workload: Workload, plan: Plan, found: results.Results) -> None
 
 
 @contextlib.contextmanager
-def catch(
-    found: results.Results, broken: set[tuple[str, str]], workload: Workload, mode: str, side: sides.Side
-) -> Iterator[None]:
+def catch(found: results.Results, broken: set[tuple[str, str]], workload: Workload, mode: str, side: sides.Side) -> Iterator[None]:
     """A filesystem that fails or hangs is reported and left out of the workload's later rounds."""
     try:
         yield
@@ -294,9 +288,7 @@ def measure_once(
         found.add(results.Row(workload.name, measure, unit, mode), side.name, figure)
 
 
-def count_once(
-    workload: Workload, plan: Plan, found: results.Results, side: sides.Side, layers: Layers, names: list[str]
-) -> None:
+def count_once(workload: Workload, plan: Plan, found: results.Results, side: sides.Side, layers: Layers, names: list[str]) -> None:
     """One more round that is not timed, because asking for the counts takes time too."""
     with one_round(side, workload, layers, names, plan.size) as turn:
         turn.counting = True
@@ -323,9 +315,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     parser.add_argument("--modes", help="pinned,unpinned (default both, quick pinned)")
     parser.add_argument("--sides", help="only the filesystems whose names contain one of these, comma-separated")
     parser.add_argument("--nodes", type=int, help="files of the memory bench (default 200000, quick 2000)")
-    parser.add_argument(
-        "--scratch", type=Path, default=Path("/var/tmp"), help="where the trees are made (default /var/tmp)"
-    )
+    parser.add_argument("--scratch", type=Path, default=Path("/var/tmp"), help="where the trees are made (default /var/tmp)")
     parser.add_argument("--out", type=Path, help="directory for results.json, results.md and results.svg")
     return parser.parse_args(argv)
 
@@ -356,9 +346,7 @@ def main(*workloads: Workload, argv: Sequence[str] | None = None, description: s
     scratch = Path(tempfile.mkdtemp(prefix="unionfs-bench.", dir=options.scratch))
     try:
         plan = planned(options, scratch)
-        found = results.Results(
-            machine(plan.sides), [side.name for side in plan.sides], [side.name for side in plan.sides if side.ours]
-        )
+        found = results.Results(machine(plan.sides), [side.name for side in plan.sides], [side.name for side in plan.sides if side.ours])
         with guard.fusectl():
             for workload in workloads:
                 print(f"bench: {workload.name}", file=sys.stderr, flush=True)

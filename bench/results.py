@@ -81,10 +81,10 @@ def markdown_line(cells: Iterable[str]) -> str:
 
 
 def best_peer(results: Results, row: Row) -> float | None:
-    """The smallest figure of the FUSE filesystems that are not ours; None in a row where more is better."""
+    """The smallest figure of the FUSE filesystems that are not ours."""
     peers = [side for side in results.sides if side not in results.ours and side not in ("native", KERNEL)]
     figures = [found for side in peers if (found := results.median(row, side)) is not None]
-    return min(figures) if figures and row.unit != "%" else None
+    return min(figures, default=None)
 
 
 def table(results: Results, mode: str) -> list[str]:
@@ -98,7 +98,7 @@ def table(results: Results, mode: str) -> list[str]:
         for side in results.ours:
             own = results.median(row, side)
             bases = (results.median(row, KERNEL), results.median(row, BASE), best_peer(results, row))
-            cells += [ratio(own, base) for base in bases]
+            cells += [ratio(own, base) if row.unit != "%" else "-" for base in bases]
         lines.append(markdown_line(cells))
     return lines
 
@@ -138,14 +138,13 @@ def as_svg(results: Results) -> str:
         y += LINE
         for row in results.rows(mode):
             base = results.median(row, BASE)
-            if base:
+            if base and row.unit != "%":
                 drawn += plot_line(results, row, base, y)
                 y += LINE
         y += LINE
     height = y + LINE
     head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL + WIDTH + 40}" height="{height}"'
-        ' font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL + WIDTH + 40}" height="{height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{LABEL + WIDTH + 40}" height="{height}" fill="white"/>',
         *legend(results),
         *axis(height),
@@ -176,7 +175,7 @@ def plot_line(results: Results, row: Row, base: float, y: int) -> list[str]:
 
 
 def legend(results: Results) -> list[str]:
-    drawn = [f'<text x="8" y="18">Relative to {BASE} = 1, logarithmic; left is better (except shares in %)</text>']
+    drawn = [f'<text x="8" y="18">Relative to {BASE} = 1, logarithmic; left is better</text>']
     x = 8
     for side, colour in zip(results.sides, COLOURS, strict=False):
         drawn.append(f'<circle cx="{x + 5}" cy="36" r="5" fill="{colour}"/>')

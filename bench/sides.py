@@ -44,9 +44,7 @@ class Side:
     def version(self) -> str:
         if not self.fuse:
             return os.uname().release
-        asked = subprocess.run(
-            [*self.program, "--version"], capture_output=True, text=True, env=environment(), timeout=30, check=False
-        )
+        asked = subprocess.run([*self.program, "--version"], capture_output=True, text=True, env=environment(), timeout=30, check=False)
         # Debian's print the version of libfuse's fusermount as well.
         lines = [line for line in (asked.stdout + asked.stderr).splitlines() if "version" in line.lower()]
         own = [line for line in lines if "overlay" in line or "unionfs" in line] or lines
