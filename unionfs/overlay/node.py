@@ -9,10 +9,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from unionfs.overlay.layer import Layer
 from unionfs.overlay.merge import Entry
+
+if TYPE_CHECKING:
+    from unionfs.overlay.layer import Layer
 
 ROOT_INO = 1
 #: Numbers from here on are handed out by us; below are the backing filesystems' own.
@@ -20,7 +22,7 @@ _SYNTHETIC = 1 << 62
 #: The backing filesystem's position in the table of devices sits above its own inode number.
 _DEVICE_SHIFT = 48
 
-LayerEntry: TypeAlias = Entry[Layer]
+LayerEntry: TypeAlias = "Entry[Layer]"
 
 
 class Index:
@@ -147,6 +149,9 @@ class NodeTable:
 
     def __getitem__(self, ino: int) -> Node:
         return self._nodes[ino]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
 
     def get(self, ino: int) -> Node | None:
         """The live node with this number, if any."""

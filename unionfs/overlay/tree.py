@@ -475,7 +475,9 @@ class Tree:
         node.orphan = Orphan(work_name=draft.work_name, links=1)
 
     def close(self) -> None:
-        """Close every descriptor the tree holds, not the layers'."""
+        """Close every descriptor the tree holds, not the layers', and remove what lived on in work."""
+        for node in self.nodes:
+            self._drop_orphan(node)
         self._directories.clear()
         self._files.clear()
 

@@ -116,6 +116,10 @@ class Union:
         """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
         return self.tree.resolve(self.tree.directory(parent), name, entry)
 
+    def release(self, node: Node) -> None:
+        """Let go of a node from ``entry_node`` that the kernel was not told of after all."""
+        self.tree.bury(self.tree.nodes.reap(node))
+
     def statfs(self) -> os.statvfs_result:
         """Of upper's filesystem, else of the topmost lower's."""
         return os.fstatvfs((self.stack.upper or self.stack.lowers[0]).root_fd)
@@ -472,6 +476,17 @@ class Union:
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
         """renameat2 with NOREPLACE or EXCHANGE; EXDEV for a directory that exists in a lower, EINVAL for other flags."""
         rename(self.tree, self.tree.directory(old_parent), old, self.tree.directory(new_parent), new, flags)
+
+    def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:
+        """The files that a rename would copy up: for callers who want to do that part beforehand."""
+        names = [(old_parent, old), *([(new_parent, new)] if flags & files.RENAME_EXCHANGE else ())]
+        found: list[int] = []
+        for parent, name in names:
+            directory = self.tree.directory(parent)
+            entry = self.tree.find(directory, name)
+            if entry is not None and entry.kind != stat.S_IFDIR and entry.source is not self.stack.upper:
+                found.append(self.tree.resolve(directory, name, entry)[0].ino)
+        return found
 
     def close(self) -> None:
         """Give back everything: descriptors, what unlinked files left in work, the locks."""
