@@ -1,4 +1,5 @@
-# Read by the other scripts: how they speak, retry, and get the Debian packages they need. Plain POSIX sh.
+# Read by the other scripts: how they speak, retry, and get the Debian packages they need.
+# shellcheck shell=sh
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() { say "$*"; exit 1; }
