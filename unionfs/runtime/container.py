@@ -250,6 +250,8 @@ def _become_command(step: Execute, slave: int) -> None:
         for fd in (0, 1, 2):
             if os.isatty(fd):
                 os.dup2(slave, fd)
+    for fd in (0, 1, 2):
+        os.set_inheritable(fd, True)
     os.chdir(step.directory)
     os.umask(0o022)
     process.reset_signals()

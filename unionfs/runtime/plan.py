@@ -72,7 +72,7 @@ class MakeWork:
 class Serve:
     """Make the union's mount, attached nowhere, hand it to the container and serve it until it is gone.
 
-    With *remove_work* the work directory goes then, before the lock on it does.
+    With *remove_work* the work directory goes then too.
     """
 
     lowers: tuple[bytes, ...]

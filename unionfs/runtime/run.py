@@ -79,13 +79,12 @@ class _Child:
         return self.status is not None
 
 
-def execute(plan: Plan) -> int:
-    """Do what *plan* says; return the command's exit code. Raises RunError."""
+def execute(plan: Plan, start_log: Callable[[], None]) -> int:
+    """Do what *plan* says; return the command's exit code. Raises RunError. *start_log* is called in the server."""
     if os.geteuid() != 0:
         raise RunError("this needs root")
-    _open_standard_streams()
     signals = process.signal_fd([number for number in signal.valid_signals() - _OWN if _is_wanted(number)])
-    served = _fork(lambda channel: server.main(plan.server, channel))
+    served = _fork(lambda channel: server.main(plan.server, channel, start_log))
     contained = None
     try:
         for step in plan.runner:
@@ -96,13 +95,6 @@ def execute(plan: Plan) -> int:
         raise RunError(str(exc)) from exc
     finally:
         _end(contained, served, plan)
-
-
-def _open_standard_streams() -> None:
-    """Descriptors 0 to 2 must not be free, or the next one opened would become a standard stream of the command."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def _is_wanted(number: int) -> bool:
@@ -148,8 +140,8 @@ def _clean_up_for_server(served: _Child, plan: Plan) -> None:
         match step:
             case MakeScratch(directory, _):
                 scratch.remove_tree(directory)
-            case Serve(work=work, remove_work=True) if served.mounted:  # else another run may be using it
-                scratch.remove_tree(work)
+            case Serve(work=work, remove_work=True) if served.mounted:
+                scratch.remove_unused(work)
 
 
 def _await_unmounted(served: _Child) -> None:

@@ -46,18 +46,24 @@ def remove_stale(parent: bytes) -> None:
     for name in names:
         path = os.path.join(parent, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(path)
-        except BlockingIOError:
-            pass  # in use
+            remove_unused(path)
         except OSError as exc:
             _log.warning("cannot remove the stale directory %s: %s", os.fsdecode(path), exc)
-        finally:
-            os.close(fd)
+
+
+def remove_unused(path: bytes) -> None:
+    """Remove the directory *path* with all below it, unless somebody holds a lock on it, or it is missing or none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(path)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: bytes) -> None:

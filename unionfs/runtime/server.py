@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from unionfs.linux import process
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unionfs.overlay.stack import Stack
 
 
-def main(steps: Iterable[ServerStep], channel: Channel) -> int:
+def main(steps: Iterable[ServerStep], channel: Channel, start_log: Callable[[], None]) -> int:
     """Execute *steps*; undo on the way out, whether they succeed or not. Raises UnionfsError and OSError."""
     os.setsid()  # the terminal's signals are for the container; this process must live to clean up
     os.chdir("/")
@@ -28,6 +28,7 @@ def main(steps: Iterable[ServerStep], channel: Channel) -> int:
     process.close_from(3, keep=(channel.fileno(),))
     process.reset_signals()
     os.umask(0o022)
+    start_log()
     with contextlib.ExitStack() as cleanup:
         for step in steps:
             _execute(step, channel, cleanup)
@@ -78,7 +79,7 @@ def _serve(step: Serve, channel: Channel) -> None:
         _serve_stack(stack, channel)
     finally:
         if step.remove_work:
-            scratch.remove_tree(step.work)
+            scratch.remove_unused(step.work)
 
 
 def _serve_stack(stack: Stack, channel: Channel) -> None:
@@ -92,6 +93,5 @@ def _serve_stack(stack: Stack, channel: Channel) -> None:
     if not wanted:
         os.close(fuse_fd)
         return
-    os.umask(0)
-    session.serve(Union(stack), fuse_fd, settings, on_ready=lambda: None, control=None)
+    session.serve(Union(stack), fuse_fd, settings)
     channel.send("unmounted")
