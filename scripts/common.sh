@@ -33,3 +33,7 @@ install_missing() {
         -o DPkg::Lock::Timeout=120 $missing || fail "apt-get could not install:$missing"
     missing=
 }
+
+static_busybox() {  # Whether there is one; it is then in $busybox.
+    busybox=$(command -v busybox) && ! ldd "$busybox" >/dev/null 2>&1
+}
