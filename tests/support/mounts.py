@@ -204,9 +204,9 @@ class Mounts:
         _run_to_its_end([program, "-o", options, str(target)])
         return self._keep(Mount(target, layers, "fuse-overlayfs", None, _servers_of(target)))
 
-    def by_kind(self, kind: str) -> Callable[[Layers], Mount]:
+    def by_kind(self, kind: str) -> Callable[..., Mount]:
         """The mounting function of a name: ours, kernel or fuse-overlayfs."""
-        functions: dict[str, Callable[[Layers], Mount]] = {
+        functions: dict[str, Callable[..., Mount]] = {
             "ours": self.ours, "kernel": self.kernel, "fuse-overlayfs": self.fuse_overlayfs}
         return functions[kind]
 
