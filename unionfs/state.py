@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ _POLL = 0.003
 
 @dataclass(frozen=True)
 class Record:
-    """What a server says of its mount. ``upper_id``: st_dev, st_ino of the upper. ``started``: seconds since 1970."""
+    """What a server says of its mount. ``started``: seconds since 1970. ``claims``: (st_dev, st_ino) of upper and work."""
 
     device: str
     pid: int
@@ -44,7 +44,7 @@ class Record:
     work: bytes | None
     options: str
     started: float
-    upper_id: tuple[int, int] | None = None
+    claims: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "work": _text(record.work),
         "options": record.options,
         "started": record.started,
-        "upper_id": record.upper_id,
+        "claims": record.claims,
     }
 
 
@@ -221,7 +221,7 @@ def _from_json(device: str, data: bytes) -> Record:
         work=_bytes(got["work"]),
         options=got["options"],
         started=got["started"],
-        upper_id=tuple(got["upper_id"]) if got["upper_id"] else None,
+        claims=tuple((device_number, ino) for device_number, ino in got["claims"]),
     )
 
 
@@ -376,12 +376,12 @@ def is_dead(info: MountInfo) -> bool:
     return False
 
 
-def is_mounted(upper_id: tuple[int, int]) -> bool:
-    """Whether a live server that has this upper still has its mount, in our mount namespace or in its own."""
+def is_mounted(claims: Collection[tuple[int, int]]) -> bool:
+    """Whether a live server that claims one of these directories still has its mount, in our mount namespace or its own."""
     return any(
         record.device == info.device
         for record, alive in records()
-        if alive and record.upper_id == upper_id
+        if alive and not set(claims).isdisjoint(record.claims)
         for pid in ("self", record.pid)
         for info in _mountinfo_of(pid)
     )

@@ -1,0 +1,76 @@
+"""``unionfs mount``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from unionfs import options
+from unionfs.cli import attach
+from unionfs.cli.entry import show_tracebacks, warn
+from unionfs.cli.group import CONTEXT, as_bytes
+from unionfs.errors import UsageError, printable
+from unionfs.options import MountOptions
+
+
+@click.command(context_settings=CONTEXT, epilog="\b\nMount options (-o), separated by commas:\n" + options.describe())
+@click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A read-only layer; the topmost first. May be repeated.")
+@click.option("--upper", type=as_bytes, metavar="DIR", help="Where changes go. Without it the mount is read-only.")
+@click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of the upper, on the same mount.")
+@click.option("-o", "texts", multiple=True, type=as_bytes, metavar="OPTS", help="Mount options, see below. May be repeated.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
+@click.option("-d", "--debug", is_flag=True, help="As -f, with debug output, and a traceback when it fails.")
+@click.option("--log", type=as_bytes, metavar="FILE", help="Log to FILE instead of $UNIONFS_LOG or syslog.")
+@click.option("--engine", type=click.Choice(["pyfuse3"]), default="pyfuse3", help="What talks to the kernel.", show_default=True)
+@click.argument("target", type=as_bytes, metavar="MNT")
+def mount(
+    lower: tuple[bytes, ...],
+    upper: bytes | None,
+    work: bytes | None,
+    texts: tuple[bytes, ...],
+    foreground: bool,
+    debug: bool,
+    log: bytes | None,
+    engine: str,
+    target: bytes,
+) -> int:
+    """Mount a union of directories at MNT.
+
+    Returns 0 once the mount answers. `unionfs umount MNT` ends it.
+    """
+    if debug:
+        show_tracebacks()
+    given = _read(texts, lower, upper, work)
+    debug = debug or given.debug
+    return attach.mount(
+        attach.Request(
+            options=given,
+            target=attach.prepare_target(target),
+            log=log,
+            foreground=foreground or debug,
+            debug=debug,
+            engine=engine,
+        )
+    )
+
+
+def _read(texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None) -> MountOptions:
+    parsed = options.parse(texts)
+    if parsed.unknown:
+        raise UsageError(f"unknown mount option {', '.join(printable(name) for name in parsed.unknown)} (see unionfs mount --help)")
+    found = parsed.options
+    if found.remount:
+        raise UsageError("option remount is for mount(8): mount -o remount,ro MNT")
+    for flag, typed, name, written in (
+        ("--lower", lower, "lowerdir=", found.lowers),
+        ("--upper", upper, "upperdir=", found.upper),
+        ("--work", work, "workdir=", found.work),
+    ):
+        if typed and written:
+            raise UsageError(f"{flag} and -o {name} are both given")
+    found = replace(found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work)
+    options.check_layers(found)
+    for line in parsed.warnings:
+        warn(line)
+    return found
