@@ -96,7 +96,7 @@ def _describe(request: Request, stack: Stack) -> state.Record:
     """The record of the mount, still without its device. Paths are made absolute here, before the directory changes."""
     options = request.options
     words = ("ro" if options.read_only or stack.upper is None else "rw", *sorted(options.vfs_flags))
-    words += ("volatile",) if options.volatile else ()
+    words += tuple(word for word in ("volatile", "userxattr") if getattr(options, word))
     return state.Record(
         device="",
         pid=os.getpid(),

@@ -1,0 +1,77 @@
+"""``unionfs diff``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+import click
+
+from unionfs import state
+from unionfs.cli.entry import say, warn
+from unionfs.cli.group import CONTEXT, as_bytes, debug_option
+from unionfs.errors import LayerError, MountError, printable
+from unionfs.linux import mounts
+
+
+@dataclass(frozen=True)
+class _Layers:
+    upper: bytes
+    lowers: tuple[bytes, ...]
+    userxattr: bool
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A layer to compare with, topmost first. May be repeated.")
+@click.option("--userxattr", is_flag=True, help="UPPER was written by a mount with that option.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.argument("where", type=as_bytes, metavar="MNT|UPPER")
+@debug_option
+def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, as_json: bool) -> None:
+    """Show what an upper directory changes: A added, C changed, D deleted.
+
+    It is compared with the layers given, else with those of the mount it belongs to. With neither, new and changed are told apart by
+    the marks of copy-up alone.
+    """
+    from unionfs.overlay.diff import changes
+
+    layers = _of_mount(where) or _of_directory(where, bool(lower))
+    found = changes(layers.upper, lower or layers.lowers, userxattr=userxattr or layers.userxattr)
+    if as_json:
+        say(json.dumps([{"kind": change.kind.value, "path": change.path.decode("utf-8", "surrogateescape")} for change in found]))
+        return
+    for change in found:
+        say(f"{change.kind.value} {printable(change.path)}")
+
+
+def _of_mount(path: bytes) -> _Layers | None:
+    """The layers of the union mounted at *path*, None when there is none. Raises MountError for one without an upper."""
+    info = mounts.mount_at(state.locate(path))
+    if info is None or not state.is_ours(info):
+        return None
+    found = state.find(info.device)
+    if found is None:
+        raise MountError(f"{printable(path)}: the layers of this mount are not known here; name its upper directory instead")
+    found.close()
+    if found.record.upper is None:
+        raise MountError(f"{printable(path)} has no upper directory: nothing can change")
+    return _from_record(found.record, found.record.upper)
+
+
+def _of_directory(path: bytes, lowers_given: bool) -> _Layers:
+    """*path* as an upper, with the lowers of the live mount it belongs to, if any."""
+    try:
+        st = os.stat(path)
+    except OSError as exc:
+        raise LayerError(f"{printable(path)}: {exc.strerror}") from exc
+    for record, _ in state.records():
+        if record.upper is not None and record.claims[:1] == ((st.st_dev, st.st_ino),):
+            return _from_record(record, path)
+    if not lowers_given:
+        warn("the lower layers are not known: use --lower to tell what is new from what is changed")
+    return _Layers(path, (), False)
+
+
+def _from_record(record: state.Record, upper: bytes) -> _Layers:
+    return _Layers(upper, record.lowers, "userxattr" in record.options.split(","))
