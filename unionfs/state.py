@@ -19,7 +19,7 @@ import socket
 import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,8 @@ class Registration:
         self._device = ""
         #: Listening; ask() is the other end.
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._socket_name = b"%d.sock" % os.getpid()
+        self._socket_name = b"%d-%d.sock" % (os.getpid(), time.monotonic_ns())
         try:
-            self._forget(self._socket_name)
             self.control.bind(_at(self._dir_fd, self._socket_name))
             self.control.listen()
         except OSError:
@@ -160,7 +159,9 @@ class Registration:
         self._device, self._socket_name = record.device, socket_name
 
     def remove(self) -> None:
-        """Take the entry back, unless a newer mount has replaced it, and give up the lock."""
+        """Take the entry back, unless a newer mount has replaced it, and give up the lock. Once is enough."""
+        if self._dir_fd < 0:
+            return
         with _locked(self._dir_fd):
             if self._fd < 0:
                 self._forget(self._socket_name)
@@ -168,15 +169,14 @@ class Registration:
                 self._forget(self._socket_name)
                 self._forget(b"%s.json" % self._device.encode())
         self.control.close()
-        for fd in (self._fd, self._dir_fd):
-            if fd >= 0:
-                os.close(fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        os.close(self._dir_fd)
+        self._dir_fd = self._fd = -1
 
     def _forget(self, name: bytes) -> None:
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            pass
 
 
 def _at(dir_fd: int, name: bytes) -> bytes:
@@ -283,31 +283,46 @@ def find(device: str) -> Found | None:
 
 
 def records() -> list[tuple[Record, bool]]:
-    """All records and whether their servers live. Those of dead servers whose mounts are gone too are removed."""
+    """All records and whether their servers live. What dead servers left whose mounts are gone too is removed."""
     result = []
     for dir_fd in _open_all():
         with _locked(dir_fd):
             mounted = {info.device for info in mounts.mountinfo()}
-            for name in sorted(os.listdir(dir_fd)):
-                device, dot, suffix = name.rpartition(".json")
-                if not dot or suffix:
-                    continue
+            names = sorted(os.listdir(dir_fd))
+            for device in (name.removesuffix(".json") for name in names if name.endswith(".json")):
                 found = _find(dir_fd, device)
                 if found and (found.alive or device in mounted):
                     result.append((found.record, found.alive))
                 else:
-                    _sweep(dir_fd, device)
+                    _unlink(dir_fd, f"{device}.json")
                 if found:
                     found.close()
+            for name in names:
+                if name.endswith(".sock") and not _has_record(dir_fd, name) and not _listens(dir_fd, name):
+                    _unlink(dir_fd, name)
     return result
 
 
-def _sweep(dir_fd: int, device: str) -> None:
-    for name in (f"{device}.json", f"{device}.sock"):
+def _has_record(dir_fd: int, socket_name: str) -> bool:
+    return os.access(f"{socket_name.removesuffix('.sock')}.json", os.F_OK, dir_fd=dir_fd)
+
+
+def _listens(dir_fd: int, socket_name: str) -> bool:
+    """Whether somebody is at the other end: a server that has not published its record yet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(_CONTROL_SECONDS)
         try:
-            os.unlink(name, dir_fd=dir_fd)
-        except FileNotFoundError:
+            control.connect(_at(dir_fd, os.fsencode(socket_name)))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
             pass
+    return True
+
+
+def _unlink(dir_fd: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=dir_fd)
 
 
 def is_ours(info: MountInfo) -> bool:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unionfs.errors import UnionfsError, UsageError
+from unionfs.errors import UnionfsError, UsageError, printable
 
 #: The commands of ``unionfs``: where each is defined. Imported by name when called, so that none pays for another.
 COMMANDS = {
@@ -110,8 +110,8 @@ def reason(exc: BaseException) -> str:
         return str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         name = exc.filename
-        shown = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes | str) else name}: "
-        return f"{shown}{exc.strerror}"
+        shown = printable(os.fsencode(name)) if isinstance(name, bytes | str) else name
+        return exc.strerror if name is None else f"{shown}: {exc.strerror}"
     return f"{type(exc).__name__}: {exc}"
 
 

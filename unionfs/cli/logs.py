@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -39,12 +40,13 @@ class Formatter(logging.Formatter):
         return "\n".join(traceback_lines(ei[1])) if ei[1] is not None else ""
 
 
-def traceback_lines(exc: BaseException) -> list[str]:
+def traceback_lines(exc: BaseException, seen: frozenset[int] = frozenset()) -> list[str]:
     """What ``traceback`` would print, without the source lines, which it reads from the disk."""
+    seen |= {id(exc)}
     lines: list[str] = []
     earlier = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    if earlier is not None:
-        lines += [*traceback_lines(earlier), "which led to:"]
+    if earlier is not None and id(earlier) not in seen:
+        lines += [*traceback_lines(earlier, seen), "which led to:"]
     lines.append("Traceback (most recent call last):")
     trace: TracebackType | None = exc.__traceback__
     while trace is not None:
@@ -54,25 +56,38 @@ def traceback_lines(exc: BaseException) -> list[str]:
     lines.append(f"{type(exc).__qualname__}: {exc}")
     if isinstance(exc, BaseExceptionGroup):
         for member in exc.exceptions:
-            lines += ["  | " + line for line in traceback_lines(member)]
+            lines += ["  | " + line for line in traceback_lines(member, seen)]
     return lines
 
 
-class DescriptorHandler(logging.Handler):
+class _Handler(logging.Handler):
+    """A handler that never fails whoever logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as exc:  # arguments that do not fit the message
+            text = f"{record.levelname} {record.name}: {record.msg!r}: {exc}"
+        with suppress(OSError):  # a full disk must not stop the filesystem
+            self.write(record.levelno, text.encode("utf-8", "backslashreplace"))
+
+    def write(self, level: int, text: bytes) -> None:
+        """Deliver one record. May raise OSError."""
+        raise NotImplementedError
+
+
+class DescriptorHandler(_Handler):
     """Each record is one write to a descriptor that is already open."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
         self._fd = fd
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            os.write(self._fd, self.format(record).encode("utf-8", "backslashreplace") + b"\n")
-        except OSError:  # a full disk must not stop the filesystem
-            pass
+    def write(self, level: int, text: bytes) -> None:
+        os.write(self._fd, text + b"\n")
 
 
-class SyslogHandler(logging.Handler):
+class SyslogHandler(_Handler):
     """Each record is one datagram to the system's log, lost when the log has no room: it may itself wait for us."""
 
     def __init__(self, socket_path: str = "/dev/log") -> None:
@@ -85,13 +100,9 @@ class SyslogHandler(logging.Handler):
             self._socket.close()
             raise
 
-    def emit(self, record: logging.LogRecord) -> None:
-        priority = _FACILITY_DAEMON | _SEVERITY.get(record.levelno, 5)
-        text = f"<{priority}>unionfs[{os.getpid()}]: {self.format(record)}"
-        try:
-            self._socket.send(text.encode("utf-8", "backslashreplace")[:8000])
-        except OSError:
-            pass
+    def write(self, level: int, text: bytes) -> None:
+        priority = _FACILITY_DAEMON | _SEVERITY.get(level, 5)
+        self._socket.send(b"<%d>unionfs[%d]: %s" % (priority, os.getpid(), text[:8000]))
 
     def close(self) -> None:
         self._socket.close()
