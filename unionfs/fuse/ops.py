@@ -27,6 +27,7 @@ log = logging.getLogger("unionfs.fuse")
 
 #: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
 _QUICK_SIZE = 128 * 1024
+_MANY_NODES = 1024
 
 
 class Blocking(Protocol):
@@ -115,6 +116,8 @@ class Operations(pyfuse3.Operations):
         self._timeout = timeout
         self._absent = attrs.absent(timeout)
         self._on_ready = on_ready
+        #: Set when so many nodes died that giving their memory back is worth while.
+        self.memory_freed = trio.Event()
         self._building: dict[int, trio.Event] = {}
         self.enable_acl = acl
         self.enable_writeback_cache = writeback
@@ -158,6 +161,8 @@ class Operations(pyfuse3.Operations):
     def forget(self, inodes: Sequence[tuple[InodeT, int]]) -> None:
         for ino, count in inodes:
             self._union.forget(ino, count)
+        if self._union.forgotten > _MANY_NODES:
+            self.memory_freed.set()
 
     @verb
     def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:

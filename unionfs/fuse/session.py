@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -34,6 +35,7 @@ log = logging.getLogger("unionfs.session")
 #: "For ever": attributes and names change only through us.
 FOREVER = 365 * 86400.0
 _REQUEST_LIMIT = 64 * 1024
+_FORGETTING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def serve(
     from unionfs.fuse.reader import Reader
 
     os.umask(0)
+    logging.getLogger("pyfuse3").addFilter(_is_news)
     reader = Reader()
     operations = Operations(
         union, reader, timeout=settings.timeout, acl=settings.acl, writeback=settings.writeback, on_ready=on_ready
@@ -174,6 +177,14 @@ def serve(
         union.close()
 
 
+_WITHDRAWN = frozenset(os.strerror(code) for code in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Filter of pyfuse3's log: the kernel not wanting an answer any more (its asker was killed, the mount has gone) is no error."""
+    return "fuse_reply_* failed with" not in str(record.msg) or not _WITHDRAWN.intersection(record.args or ())
+
+
 async def _serve(
     operations: Operations, union: Union, control: socket.socket | None, detach: Callable[[], None] | None
 ) -> None:
@@ -182,11 +193,23 @@ async def _serve(
 
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, detach)
+        nursery.start_soon(_give_back_memory, operations, union)
         if control is not None:
             nursery.start_soon(_answer_control, control, _Facts(operations, union))
         # one worker to begin with and never one more by pyfuse3's own count: the Reader starts those that are needed
         await pyfuse3.main(min_tasks=1 << 20, max_tasks=1)
         nursery.cancel_scope.cancel()
+
+
+async def _give_back_memory(operations: Operations, union: Union) -> None:
+    """After the kernel forgot many nodes, and some time to forget more, return their memory to the system."""
+    import trio
+
+    while True:
+        await operations.memory_freed.wait()
+        await trio.sleep(_FORGETTING_SECONDS)
+        operations.memory_freed = trio.Event()
+        union.give_back_memory()
 
 
 async def _stop_on_signal(

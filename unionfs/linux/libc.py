@@ -60,3 +60,10 @@ def checked(result: int, what: bytes | str | None = None) -> int:
     if result < 0:
         raise fail(what)
     return result
+
+
+def give_back_memory() -> None:
+    """Return freed heap pages to the system (malloc_trim; glibc only)."""
+    trim = getattr(libc, "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

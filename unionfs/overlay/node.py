@@ -193,6 +193,10 @@ class NodeTable:
         node.lookups = max(0, node.lookups - count)
         return self.reap(node)
 
+    def shrink(self) -> None:
+        """Give the table's own memory back: a dict never does by itself."""
+        self._nodes = dict(self._nodes)
+
     def reap(self, node: Node) -> list[Node]:
         """Remove *node* if neither the kernel nor a child needs it, then its parents likewise; returns the removed ones."""
         dead: list[Node] = []

@@ -10,12 +10,14 @@ they touch nothing of the Union. A draft is published by the owner thread; of tw
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from unionfs.linux import files, xattrs
+from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.copy_up import Draft, make_whiteout
 from unionfs.overlay.node import LayerEntry, Node
@@ -55,6 +57,8 @@ class Union:
     def __init__(self, stack: Stack, *, acl: bool = True) -> None:
         self.tree = Tree(stack)
         self.stack = stack
+        #: Nodes that died since memory was last given back.
+        self.forgotten = 0
         self._acl = acl
         self._owner = os.geteuid(), os.getegid()
 
@@ -78,7 +82,19 @@ class Union:
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel gives back *count* look-ups of *ino*."""
-        self.tree.bury(self.tree.nodes.forget(ino, count))
+        dead = self.tree.nodes.forget(ino, count)
+        self.forgotten += len(dead)
+        self.tree.bury(dead)
+
+    def give_back_memory(self) -> None:
+        """Return to the system what forgotten nodes took; worth its time once ``forgotten`` is large."""
+        if len(self.tree.nodes) < self.forgotten:
+            # also empties the interpreter's free lists, whose few objects keep many megabyte arenas from being returned:
+            # after a walk of 200,000 nodes 73 % of the growth come back without, 91 % with
+            gc.collect()
+        self.forgotten = 0
+        self.tree.nodes.shrink()
+        give_back_memory()
 
     def getattr(self, ino: int) -> tuple[Node, os.stat_result]:
         """The object *ino* and its attributes."""
