@@ -91,8 +91,8 @@ class Place:
 
     path: Path
 
-    @property
-    def mounted(self) -> bool:
+    def is_mounted(self) -> bool:
+        """Now; a mount comes and goes."""
         return system.mounted_at(self.path) is not None
 
     @property
@@ -124,7 +124,7 @@ def place(scratch: Path, name: str | bytes = "mnt") -> Iterator[Place]:
     try:
         yield found
     finally:
-        while found.mounted:
+        while found.is_mounted():
             connection = system.mounted_at(path)
             assert connection is not None
             for process in system.processes():

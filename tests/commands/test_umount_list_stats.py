@@ -1,0 +1,219 @@
+"""`unionfs umount`, `list` and `stats`, and what becomes of mounts whose server died."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.program import Done, Place, environment, flags, listed, make_layers, place, run
+from tests.support import requirements, system
+from tests.support.mounts import REPOSITORY, Layers, our_program
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(requirements.missing_for_fuse() is not None, reason=str(requirements.missing_for_fuse())),
+]
+
+
+@pytest.fixture
+def layers(scratch: Path) -> Layers:
+    return make_layers(scratch)
+
+
+@pytest.fixture
+def mnt(scratch: Path, layers: Layers) -> Iterator[Place]:
+    """A directory with a union mounted on it."""
+    with place(scratch) as found:
+        assert run("mount", *flags(layers), found.path).status == 0
+        yield found
+
+
+def kill_server(mnt: Place) -> None:
+    server = mnt.server
+    os.kill(server, signal.SIGKILL)
+    assert system.wait_until_gone(server, 10)
+
+
+def test_umount_returns_when_the_server_is_gone(mnt: Place) -> None:
+    server = mnt.server
+    assert run("umount", mnt.path) == Done(0, "", "")
+    found = system.process(server)
+    assert found is None or not found.alive
+    assert not mnt.is_mounted()
+
+
+def test_the_upper_is_free_at_once(layers: Layers, mnt: Place) -> None:
+    for _ in range(5):
+        assert run("umount", mnt.path).status == 0
+        assert run("mount", *flags(layers), mnt.path).status == 0
+
+
+def test_umount_takes_a_relative_path_and_a_symlink(scratch: Path, mnt: Place) -> None:
+    (scratch / "link").symlink_to("mnt")
+    assert run("umount", "link/", cwd=scratch).status == 0
+    assert not mnt.is_mounted()
+
+
+def test_a_mount_in_use_stays_unless_umount_is_lazy(mnt: Place) -> None:
+    with (mnt.path / "file").open() as held:
+        done = run("umount", mnt.path)
+        assert done.status == 1 and len(done.lines) == 1 and "in use" in done.err
+        assert mnt.is_mounted()
+        server = mnt.server
+        assert run("umount", "-l", mnt.path).status == 0
+        assert not mnt.is_mounted()
+        assert listed(mnt.path)["state"] == "elsewhere"
+        assert held.read() == "in lower0\n"
+    assert system.wait_until_gone(server, 10)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "directory", "foreign"])
+def test_umount_of_what_is_no_union_says_so_and_touches_nothing(scratch: Path, where: str) -> None:
+    target = scratch / where
+    if where != "nowhere":
+        target.mkdir()
+    if where == "foreign":
+        system.mount("none", target, "tmpfs")
+    try:
+        done = run("umount", target)
+        assert done.status == 1 and len(done.lines) == 1 and done.err.startswith(f"unionfs: {target}: ")
+        assert (system.mounted_at(target) is not None) == (where == "foreign")
+    finally:
+        if where == "foreign":
+            system.unmount(target)
+
+
+def test_a_stopped_server_stops_neither_list_nor_umount(mnt: Place) -> None:
+    server = mnt.server
+    os.kill(server, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert listed(mnt.path)["state"] == "live"
+        assert "lower" in run("list").out
+        done = run("stats", mnt.path)
+        assert done.status == 1 and len(done.lines) == 1 and "does not answer" in done.err
+        assert run("umount", "-l", mnt.path).status == 0
+        assert time.monotonic() - started < 20
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert system.wait_until_gone(server, 10)
+
+
+def test_list_shows_mounts_and_their_layers(layers: Layers, mnt: Place) -> None:
+    found = listed(mnt.path)
+    assert found["lowers"] == [str(lower) for lower in layers.lowers]
+    assert (found["upper"], found["work"], found["state"], found["options"]) == (str(layers.upper), str(layers.work), "live", "rw")
+    assert (found["pid"], found["device"]) == (mnt.server, mnt.device)
+    text = run("list").out
+    block = text[text.index(f"{mnt.path} (live, rw, process {mnt.server})\n") :].splitlines()[:4]
+    assert block[1:] == [f"    upper {layers.upper}", f"    work  {layers.work}", f"    lower {layers.lowers[0]}"]
+
+
+def test_list_s_reader_may_leave(mnt: Place) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*our_program(), "list"], stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=40, check=False)
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+
+
+def test_a_dead_mount_is_marked_and_umount_takes_it_away(layers: Layers, mnt: Place) -> None:
+    kill_server(mnt)
+    assert listed(mnt.path)["state"] == "dead"
+    assert f"{mnt.path} (dead, rw)" in run("list").out
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mnt.path)
+    assert run("umount", mnt.path).status == 0
+    assert not mnt.is_mounted()
+    assert listed(mnt.path) == {}
+
+
+def test_mounting_over_our_own_dead_mount_replaces_it_with_one_warning(layers: Layers, mnt: Place) -> None:
+    kill_server(mnt)
+    done = run("mount", *flags(layers), mnt.path)
+    assert done.status == 0
+    assert done.lines == [f"unionfs: warning: {mnt.path}: replacing a mount whose server has died"]
+    assert (mnt.path / "file").read_text() == "in lower0\n"
+    assert [point.target for point in system.mount_points()].count(str(mnt.path)) == 1
+
+
+def test_a_live_mount_is_mounted_over_not_replaced(scratch: Path, mnt: Place) -> None:
+    done = run("mount", "--lower", scratch / "lower0", mnt.path)
+    assert (done.status, done.err) == (0, "")
+    assert [point.target for point in system.mount_points()].count(str(mnt.path)) == 2
+    assert run("umount", mnt.path).status == 0
+    assert listed(mnt.path)["upper"] is not None
+
+
+def test_stats_count_requests_nodes_descriptors_and_memory(mnt: Place) -> None:
+    (mnt.path / "file").read_text()
+    found = json.loads(run("stats", mnt.path, "--json").out)
+    assert found["requests"]["lookup"] >= 1
+    assert found["nodes"] >= 2
+    assert found["open_fds"] >= 0 and found["rss"] > 1 << 20 and found["uptime"] > 0
+    text = run("stats", mnt.path).out
+    for word in ("requests", "lookup", "nodes", "open descriptors", "resident bytes"):
+        assert word in text
+
+
+# What `unionfs mount` does, two hundred times in one process that has already imported what each server needs.
+ROUNDS = """
+import os, sys
+from unionfs.cli import attach, server
+from unionfs.fuse import session
+from unionfs.linux import mounts
+from unionfs.options import MountOptions
+session.prepare()
+lower, upper, work, target = (os.fsencode(path) for path in sys.argv[1:])
+request = attach.Request(MountOptions((lower,), (), upper, work), target)
+for _ in range(200):
+    assert attach.mount(request) == 0
+    assert sorted(os.listdir(target)) == [b"file", b"only-lower0"]
+    mounts.umount2(target)
+    os.waitpid(-1, os.WNOHANG)
+"""
+
+
+def test_two_hundred_mounts_of_one_upper_follow_each_other_without_a_pause(scratch: Path, layers: Layers) -> None:
+    """The servers are unmounted behind our back, where nobody waits for them to end: each next mount has to."""
+    with place(scratch, "again") as mnt:
+        done = run(layers.lowers[0], str(layers.upper), str(layers.work), mnt.path, command=[sys.executable, "-c", ROUNDS], cwd=REPOSITORY)
+        assert (done.status, done.err) == (0, "")
+
+
+def test_the_command_itself_may_follow_an_unmount_of_others_at_once(scratch: Path, layers: Layers) -> None:
+    with place(scratch, "again") as mnt:
+        for _ in range(10):
+            done = run("mount", *flags(layers), mnt.path)
+            assert (done.status, done.err) == (0, "")
+            system.unmount(mnt.path)
+
+
+def test_an_upper_of_a_live_mount_is_refused_at_once(scratch: Path, layers: Layers, mnt: Place) -> None:
+    with place(scratch, "second") as second:
+        started = time.monotonic()
+        done = run("mount", *flags(layers), second.path)
+        assert time.monotonic() - started < 4
+        assert done.status == 1 and done.lines == [f"unionfs: upper directory {layers.upper} is in use by another mount"]
+        assert not second.is_mounted()
+    assert (mnt.path / "file").read_text() == "in lower0\n"
+
+
+def test_an_upper_held_without_a_mount_is_waited_for(scratch: Path, layers: Layers, mnt: Place) -> None:
+    with (mnt.path / "file").open():
+        assert run("umount", "-l", mnt.path).status == 0
+        started = time.monotonic()
+        done = run("mount", *flags(layers), mnt.path)
+        assert done.status == 1 and "in use" in done.err
+        assert 4.5 < time.monotonic() - started < 15
+    assert run("mount", *flags(layers), mnt.path).status == 0
