@@ -157,9 +157,9 @@ def _run(step: Execute, channel: Channel) -> int:
     """Start the command and be its init until it ends; the rest of the container dies with us."""
     sigchld = process.signal_fd([signal.SIGCHLD])
     master, slave = _open_terminal() if step.terminal else (-1, -1)
+    channel.send("running", fds=() if master < 0 else (master,))  # before the command can have said anything
     command = _start(step, slave)
     _leave_standard_streams()
-    channel.send("running", fds=() if master < 0 else (master,))
     close_all([fd for fd in (master, slave) if fd >= 0])
     poll = select.poll()
     poll.register(sigchld, select.POLLIN)

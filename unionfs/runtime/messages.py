@@ -4,7 +4,7 @@ The runner has one pair with the server and one with the container. End-of-file 
 
     server -> runner     mounted (+ the detached mount), unmounted, failed
     runner -> container  union (+ the detached mount), signal (number; text "group" or "")
-    container -> runner  running (+ the terminal's master side, if any), failed
+    container -> runner  running: signals are for the command from now on (+ the terminal's master side, if any), failed
 """
 
 from __future__ import annotations
