@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,14 @@ def run(
 
 
 def named(directory: Path, name: str) -> list[str]:
-    """A command that calls our program by *name*."""
+    """A command in *directory* that is our program called by *name*."""
     program = our_program()
-    if len(program) > 1:
-        return ["env", f"UNIONFS_ARGV0={name}", *program]
     link = directory / name
-    if not link.is_symlink():
+    if len(program) == 1:
         link.symlink_to(program[0])
+    else:  # what the launcher does where one is installed
+        link.write_text(f'#!/bin/sh\nUNIONFS_ARGV0={name} PYTHONPATH={REPOSITORY} exec {" ".join(program)} "$@"\n')
+        link.chmod(0o755)
     return [str(link)]
 
 
@@ -131,3 +133,11 @@ def place(scratch: Path, name: str | bytes = "mnt") -> Iterator[Place]:
                 if connection.connection in system.held_connections(process.pid):
                     os.kill(process.pid, 18)  # SIGCONT: a stopped server could not see its end
             system.unmount(path, system.MNT_DETACH)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Until condition() holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.commands.program import Place, environment, flags, listed, make_layers, place, run, texts
+from tests.commands.program import Place, environment, flags, listed, make_layers, place, run, texts, wait_for
 from tests.support import requirements, system
 from tests.support.mounts import Layers, our_program
 from tests.support.users import as_user
@@ -226,12 +225,3 @@ def test_a_mount_over_its_own_lower_and_upper(scratch: Path, layers: Layers) -> 
         assert run("umount", lower).status == 0
     assert not found.is_mounted()
     assert (lower / "file").read_text() == "in lower0\n"
-
-
-def wait_for(condition: object, seconds: float = 20.0) -> None:
-    """Until condition() holds."""
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
