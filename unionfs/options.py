@@ -28,7 +28,8 @@ class MountOptions:
     """What a mount is asked to be.
 
     ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``vfs_flags``: of nosuid,
-    nodev, noexec, noatime, nodiratime, strictatime and nosymfollow those that are on. ``allow_other``, ``writeback``,
+    nodev, noexec, noatime, nodiratime, strictatime and nosymfollow those that are on. ``private``: mounts below it do not
+    propagate (buildah asks for that). ``allow_other``, ``writeback``,
     ``timeout``, ``fsname``, ``subtype``: None is the default of the place. ``extra``: overlay options with a choice of
     values, by name, as written.
     """
@@ -192,6 +193,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "userxattr": ("userxattr", True),
     "static_nlink": ("static_nlink", True),
     "private": ("private", True),
+    "rprivate": ("private", True),
     "allow_other": ("allow_other", True),
     "remount": ("remount", True),
     "debug": ("debug", True),
@@ -394,7 +396,7 @@ _HELP = (
     ("acl, noacl", "whether POSIX ACLs are honoured (default acl)"),
     ("userxattr", "marks are user.overlay.* instead of trusted.overlay.*"),
     ("static_nlink", "every directory has one link"),
-    ("private", "nothing else writes to the layers while mounted"),
+    ("private, rprivate", "what is mounted in it is not seen in other mount namespaces"),
     ("writeback=0|1", "let the kernel collect writes (default 0)"),
     ("timeout=SECONDS", "how long the kernel may trust names and attributes"),
     ("allow_other", "other users may enter (default for root)"),

@@ -133,6 +133,21 @@ def test_flags_of_the_mount_are_set_when_asked_for(layers: Layers, mnt: Place) -
     assert " fuse.unionfs a\\040b " in line
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_mount_takes_no_part_in_propagation(scratch: Path, layers: Layers, mnt: Place, private: bool) -> None:
+    system.mount(str(mnt.path), mnt.path, "none", 0x1000)  # MS_BIND
+    system.mount("none", mnt.path, "none", 1 << 20)  # MS_SHARED
+    target = mnt.path / "below"
+    target.mkdir()
+    try:
+        assert run("mount", *flags(layers), *(["-o", "private"] if private else []), target).status == 0
+        line = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {target} " in line)
+        assert ("shared:" in line) != private
+    finally:
+        run("umount", target)
+        system.unmount(mnt.path)
+
+
 def test_what_callers_commonly_write_is_taken_silently(layers: Layers, mnt: Place) -> None:
     common = "volatile,noacl,fsync=0,private,writeback=0,static_nlink,x-foo=1,comment=z,_netdev,nofail,default_permissions,timeout=5"
     done = run("mount", *flags(layers), "-o", common, "--engine=pyfuse3", mnt.path)

@@ -66,7 +66,7 @@ def _commands(arguments: Sequence[str]) -> int:
     from unionfs.cli.group import unionfs
 
     try:
-        result: object = unionfs.main(list(arguments), prog_name="unionfs", standalone_mode=False)
+        result: object = unionfs.main(list(arguments) or ["--help"], prog_name="unionfs", standalone_mode=False)
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:

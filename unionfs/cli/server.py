@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -54,7 +54,7 @@ def run(request: Request, reporter: Reporter) -> None:
         union = Union(stack, acl=request.options.acl)
         session.prepare()
         cleanup.enter_context(_no_more_imports())
-        fuse_fd, device = _attach(settings, request.target)
+        fuse_fd, device = _attach(settings, request.target, private=request.options.private)
         if registration is not None and device:
             registration.publish(replace(record, device=device))
         owned.pop_all()  # the session closes the union, and that its layers
@@ -74,8 +74,9 @@ def open_layers(options: MountOptions) -> Stack:
     while True:
         try:
             return open_stack(
-                options.lowers, options.upper, options.work, userxattr=options.userxattr, volatile=options.volatile
-            )
+                options.lowers, options.upper, options.work,
+                userxattr=options.userxattr, volatile=options.volatile or not options.fsync,
+            )  # fmt: skip
         except InUseError:
             if time.monotonic() > deadline or state.is_mounted(_claims(options)):
                 raise
@@ -126,7 +127,7 @@ def _settings(options: MountOptions, stack: Stack, *, debug: bool) -> tuple[sess
     return settings if options.timeout is None else replace(settings, timeout=options.timeout), warning
 
 
-def _attach(settings: session.Settings, target: bytes) -> tuple[int, str]:
+def _attach(settings: session.Settings, target: bytes, *, private: bool) -> tuple[int, str]:
     """Make the mount and attach it. The descriptor its requests come from, and its device."""
     if os.geteuid() != 0:
         fuse_fd = session.mount_with_fusermount(settings, target)
@@ -139,6 +140,9 @@ def _attach(settings: session.Settings, target: bytes) -> tuple[int, str]:
             raise MountError(f"cannot mount on {printable(target)}: {exc.strerror}") from exc
         finally:
             os.close(mount_fd)
+    if private:
+        with suppress(OSError):  # a user's mounts are made private by the mount namespace they are in, or not at all
+            mounts.mount(b"none", target, None, mounts.MS_PRIVATE)
     info = mounts.mount_at(target)
     return fuse_fd, info.device if info is not None else ""
 
