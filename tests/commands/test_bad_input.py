@@ -69,6 +69,7 @@ CASES: dict[str, tuple[Callable[[World], list[str | Path]], tuple[str, ...], int
     "a target that is not there": (lambda w: [*flags(w.layers), w.path("nowhere")], ("nowhere", "No such file"), 1),
     "a target that is a file": (lambda w: [*flags(w.layers), w.path("lower0/file")], ("lower0/file", "not a directory"), 1),
     "a target in /proc": (lambda w: [*flags(w.layers), "/proc/sys"], ("/proc",), 1),
+    "the root directory": (lambda w: [*flags(w.layers), "/"], ("/: ",), 1),
     "no target": (lambda w: [*flags(w.layers)], ("MNT", "unionfs mount --help"), 2),
     "an unknown mount option": (lambda w: [*flags(w.layers), "-o", "ro,frobnicate=1", w.mnt.path], ("frobnicate=1",), 2),
     "an unknown flag": (lambda w: [*flags(w.layers), "--frobnicate", w.mnt.path], ("--frobnicate",), 2),

@@ -71,6 +71,8 @@ def mount(request: Request) -> int:
 def prepare_target(path: bytes) -> bytes:
     """The absolute path of the directory to mount on. What a dead server of ours left mounted there is taken away, with a warning."""
     target = state.locate(path)
+    if target == b"/":
+        raise MountError("/: what is mounted over the root directory is seen by nobody")
     if target == b"/proc" or target.startswith(b"/proc/"):
         raise MountError(f"{printable(path)}: the server itself needs /proc and cannot be mounted over it")
     replaced = False

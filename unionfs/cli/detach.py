@@ -14,6 +14,8 @@ def detach(target: bytes, *, lazy: bool = False) -> None:
 
     *lazy* takes it out of the tree at once; it lives on for as long as something in it is in use.
     """
+    if target == b"/":  # the kernel would make it read-only, or with MNT_DETACH take the whole system away
+        raise MountError("/: the root directory cannot be unmounted")
     try:
         mounts.umount2(target, mounts.UMOUNT_NOFOLLOW | (mounts.MNT_DETACH if lazy else 0))
     except OSError as exc:

@@ -96,7 +96,7 @@ def run(
 
 def _absolute(path: bytes) -> bytes:
     """*path* from the root, where the server lives; not normalised, since ``..`` after a symlink is not textual."""
-    return os.path.join(os.getcwdb(), path)
+    return path if path.startswith(b"/") else os.path.join(os.getcwdb(), path)
 
 
 def _usage_error(message: str) -> UsageError:
