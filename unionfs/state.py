@@ -12,6 +12,7 @@ and uses only that descriptor afterwards.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -272,13 +273,20 @@ def _find(dir_fd: int, device: str) -> Found | None:
     return Found(record, not _can_lock(fd), fd)
 
 
-def find(device: str) -> Found | None:
-    """The record of the mount with this device."""
+def _belongs(record: Record, alive: bool, info: MountInfo) -> bool:
+    """Whether *info* is the mount *record* tells of: the kernel gives a number again, and a dead server cannot object."""
+    return record.device == info.device and info.fstype.startswith("fuse") and (alive or record.target == info.target)
+
+
+def find(info: MountInfo) -> Found | None:
+    """The record of the mount *info*."""
     for dir_fd in _open_all():
         with _locked(dir_fd):
-            found = _find(dir_fd, device)
-        if found:
+            found = _find(dir_fd, info.device)
+        if found and _belongs(found.record, found.alive, info):
             return found
+        if found:
+            found.close()
     return None
 
 
@@ -287,11 +295,11 @@ def records() -> list[tuple[Record, bool]]:
     result = []
     for dir_fd in _open_all():
         with _locked(dir_fd):
-            mounted = {info.device for info in mounts.mountinfo()}
+            mounted = mounts.mountinfo()
             names = sorted(os.listdir(dir_fd))
             for device in (name.removesuffix(".json") for name in names if name.endswith(".json")):
                 found = _find(dir_fd, device)
-                if found and (found.alive or device in mounted):
+                if found and (found.alive or any(_belongs(found.record, False, info) for info in mounted)):
                     result.append((found.record, found.alive))
                 else:
                     _unlink(dir_fd, f"{device}.json")
@@ -329,7 +337,7 @@ def is_ours(info: MountInfo) -> bool:
     """Whether *info* is a union of this program."""
     if info.fstype == FSTYPE:
         return True
-    found = find(info.device) if info.fstype.startswith("fuse") else None
+    found = find(info)
     if found:
         found.close()
     return found is not None
@@ -338,14 +346,20 @@ def is_ours(info: MountInfo) -> bool:
 def all_mounts() -> list[Mount]:
     """Every union there is to see, by target. No mount is touched: this works when a server hangs."""
     known = {record.device: (record, alive) for record, alive in records()}
+    seen = set()
     result = []
     for info in mounts.mountinfo():
-        record, alive = known.pop(info.device, (None, False))
-        if record is not None:
+        record, alive = known.get(info.device, (None, False))
+        if record is not None and _belongs(record, alive, info):
+            seen.add(info.device)
             result.append(Mount(info.device, info.target, "live" if alive else "dead", record))
         elif info.fstype == FSTYPE:
             result.append(Mount(info.device, info.target, "unknown", None))
-    result += [Mount(device, record.target, "elsewhere", record) for device, (record, alive) in known.items() if alive]
+    result += [
+        Mount(device, record.target, "elsewhere", record)
+        for device, (record, alive) in known.items()
+        if alive and device not in seen
+    ]
     return sorted(result, key=lambda mount: (mount.target, mount.device))
 
 
@@ -379,22 +393,23 @@ def mount_of(path: bytes) -> tuple[MountInfo, bytes]:
 
 
 def is_dead(info: MountInfo) -> bool:
-    """Whether the server of the union *info* is gone. Touches the mount when nothing is recorded of it."""
-    found = find(info.device)
+    """Whether the server of the union *info* is gone. Touches the mount, unless its server is known to live."""
+    found = find(info)
     if found:
         found.close()
-        return not found.alive
+        if found.alive:
+            return False
     try:
         os.lstat(info.target)
     except OSError as exc:
-        return exc.errno == 107  # ENOTCONN
+        return exc.errno == errno.ENOTCONN
     return False
 
 
 def is_mounted(claims: Collection[tuple[int, int]]) -> bool:
     """Whether a live server that claims one of these directories still has its mount, in our mount namespace or its own."""
     return any(
-        record.device == info.device
+        _belongs(record, alive, info)
         for record, alive in records()
         if alive and not set(claims).isdisjoint(record.claims)
         for pid in ("self", record.pid)

@@ -55,6 +55,16 @@ class Namespace:
         """The types of the mounts at *target*, the lowest first."""
         return [point.fstype for point in system.mount_points(self.pid) if point.target == str(target)]
 
+    @contextmanager
+    def holding(self, directory: Path) -> Iterator[None]:
+        """Somebody has *directory* as working directory meanwhile."""
+        command = ["nsenter", "-t", str(self.pid), "-m", "--", "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--"]
+        script = 'cd "$1" && echo here && exec sleep 1000'
+        with subprocess.Popen([*command, "sh", "-c", script, "sh", directory], stdout=subprocess.PIPE, env=environment()) as holder:
+            assert holder.stdout is not None and holder.stdout.readline() == b"here\n"
+            yield
+            holder.kill()
+
     def let_users_run_the_program(self, scratch: Path) -> None:
         """Python may live where only root gets, as below /root: such a directory is replaced by one that leads to it alone."""
         prefix = Path(sys.base_prefix).resolve()

@@ -50,7 +50,7 @@ def _of_mount(path: bytes) -> _Layers | None:
     info = mounts.mount_at(state.locate(path))
     if info is None or not state.is_ours(info):
         return None
-    found = state.find(info.device)
+    found = state.find(info)
     if found is None:
         raise MountError(f"{printable(path)}: the layers of this mount are not known here; name its upper directory instead")
     found.close()

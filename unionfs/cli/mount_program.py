@@ -178,7 +178,7 @@ def _remount(path: bytes, texts: Sequence[bytes]) -> int:
     info, target = state.mount_of(path)
     now = [word.encode() for word in (*info.options, "ro" if "ro" in info.super_options else "rw")]
     wanted = options.parse([b",".join(now), *texts]).options
-    found = state.find(info.device)
+    found = state.find(info)
     if found is not None:
         found.close()
         if found.record.upper is None and not wanted.read_only:

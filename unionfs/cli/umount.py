@@ -24,7 +24,7 @@ def umount(target: bytes, lazy: bool) -> None:
     Returns when its server is gone, so that the upper can be used again; with -l the server stays until nobody uses the mount.
     """
     info, where = state.mount_of(target)
-    server = state.find(info.device)
+    server = state.find(info)
     try:
         detach(where, lazy=lazy)
         if server is None or not server.alive or lazy or _is_mounted(info.device):
