@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.commands.namespace import namespace
 from tests.commands.program import Done, Place, flags, listed, make_layers, place, run, texts
 from tests.support import requirements, system
-from tests.support.mounts import Layers, our_program
+from tests.support.mounts import REPOSITORY, Layers, our_program
 from tests.support.tree import snapshot
 
 pytestmark = [
@@ -182,6 +183,24 @@ def test_a_user_who_may_not_use_fuse_is_told_so(world: World) -> None:
         done = ns.run(*our_program(), "mount", "--lower", world.path("lower0"), world.mnt.path, user=1000)
         assert done.status == 1 and "/dev/fuse" in done.lines[-1] and "ermission" in done.lines[-1]
         assert ns.mounted_at(world.mnt.path) == []
+
+
+VANISHED = """
+import os, sys
+from unionfs.cli import attach, entry
+from unionfs.options import MountOptions
+lower, upper, work, target = (os.fsencode(path) for path in sys.argv[1:])
+try:
+    attach.mount(attach.Request(MountOptions((lower,), (), upper, work), target))
+except Exception as exc:
+    sys.exit(entry.tell(exc))
+"""
+
+
+def test_a_target_that_vanishes_while_the_server_starts_leaves_no_server(world: World) -> None:
+    command = [sys.executable, "-c", VANISHED, world.path("lower0"), world.path("upper"), world.path("work"), world.path("gone")]
+    refused(run(command=command, cwd=REPOSITORY), "gone", "No such file")
+    assert run("mount", *flags(world.layers), world.mnt.path).status == 0  # nobody holds the upper
 
 
 def test_the_traceback_is_shown_with_debug_only(world: World) -> None:

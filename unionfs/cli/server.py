@@ -7,6 +7,7 @@ looked up by a path that could lead into the mount itself: no import, no time zo
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import resource
 import sys
@@ -27,6 +28,8 @@ from unionfs.linux import mounts
 from unionfs.options import MountOptions
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
+
+_log = logging.getLogger("unionfs")
 
 #: How long a server that has lost its mount may take to give up its upper.
 _LOCK_SECONDS = 5.0
@@ -54,18 +57,19 @@ def run(request: Request, reporter: Reporter) -> None:
         union = Union(stack, acl=request.options.acl)
         session.prepare()
         cleanup.enter_context(_no_more_imports())
-        fuse_fd, device = _attach(settings, request.target, private=request.options.private)
-        if registration is not None and device:
-            registration.publish(replace(record, device=device))
+        mount = _Mount(request, reporter, record, registration, settings)
         owned.pop_all()  # the session closes the union, and that its layers
         session.serve(
             union,
-            fuse_fd,
+            mount.fuse_fd,
             settings,
-            on_ready=reporter.ready,
+            on_ready=mount.attach,
             control=None if registration is None else registration.control,
-            detach=lambda: _leave(request.target, device),
+            detach=mount.leave,
         )
+        mount.give_up()
+        if mount.failure is not None:
+            raise mount.failure
 
 
 def open_layers(options: MountOptions) -> Stack:
@@ -127,31 +131,70 @@ def _settings(options: MountOptions, stack: Stack, *, debug: bool) -> tuple[sess
     return settings if options.timeout is None else replace(settings, timeout=options.timeout), warning
 
 
-def _attach(settings: session.Settings, target: bytes, *, private: bool) -> tuple[int, str]:
-    """Make the mount and attach it. The descriptor its requests come from, and its device."""
-    if os.geteuid() != 0:
-        fuse_fd = session.mount_with_fusermount(settings, target)
-    else:
-        fuse_fd, mount_fd = session.create_mount(settings)
+class _Mount:
+    """The mount itself. As root it stays detached, seen by nobody, until the session has answered the kernel's first request: setting the
+    session up opens files (libfuse /dev/null, for one) that may lie where the mount will be."""
+
+    def __init__(
+        self,
+        request: Request,
+        reporter: Reporter,
+        record: state.Record,
+        registration: state.Registration | None,
+        settings: session.Settings,
+    ) -> None:
+        """Make it. Raises MountError."""
+        self._request = request
+        self._reporter = reporter
+        self._record = record
+        self._registration = registration
+        self._mount_fd = -1
+        self._device = ""
+        #: Why it could not be attached.
+        self.failure: Exception | None = None
+        if os.geteuid() == 0:
+            self.fuse_fd, self._mount_fd = session.create_mount(settings)
+        else:
+            self.fuse_fd = session.mount_with_fusermount(settings, request.target)
+
+    def attach(self) -> None:
+        """Show the mount, record it, tell the caller. After a failure the mount is gone, and with it the session ends by itself."""
+        target = self._request.target
         try:
-            mounts.move_mount(mount_fd, target)
+            if self._mount_fd >= 0:
+                mounts.move_mount(self._mount_fd, target)
+            self._settle(target)
         except OSError as exc:
-            os.close(fuse_fd)
-            raise MountError(f"cannot mount on {printable(target)}: {exc.strerror}") from exc
-        finally:
-            os.close(mount_fd)
-    if private:
-        with suppress(OSError):  # a user's mounts are made private by the mount namespace they are in, or not at all
-            mounts.mount(b"none", target, None, mounts.MS_PRIVATE)
-    info = mounts.mount_at(target)
-    return fuse_fd, info.device if info is not None else ""
+            self.failure = MountError(f"cannot mount on {printable(target)}: {exc.strerror}")
+            self.leave()
+        else:
+            self._reporter.ready()
+        self.give_up()
 
+    def _settle(self, target: bytes) -> None:
+        info = mounts.mount_at(target)
+        self._device = "" if info is None else info.device
+        if self._request.options.private:
+            with suppress(OSError):  # users may not
+                mounts.mount(b"none", target, None, mounts.MS_PRIVATE)
+        if self._registration is not None and self._device:
+            self._registration.publish(replace(self._record, device=self._device))
 
-def _leave(target: bytes, device: str) -> None:
-    """Unmount, because we were told to stop; not what somebody may have mounted over us meanwhile."""
-    info = mounts.mount_at(target)
-    if info is not None and info.device == device:
-        detach(target, lazy=True)
+    def leave(self) -> None:
+        """Unmount; but not what somebody may have mounted over us meanwhile."""
+        info = mounts.mount_at(self._request.target)
+        if info is None or info.device != self._device:
+            return
+        try:
+            detach(self._request.target, lazy=True)
+        except MountError as exc:
+            _log.error("%s", exc)
+
+    def give_up(self) -> None:
+        """Let go of the descriptor of the mount: attached it needs none, and unattached it is gone."""
+        if self._mount_fd >= 0:
+            os.close(self._mount_fd)
+            self._mount_fd = -1
 
 
 def _take_all_descriptors() -> None:
