@@ -63,6 +63,7 @@ class Mount:
     servers: tuple[int, ...] = ()
     expected_log: list[str] = field(default_factory=list)
     _done: bool = False
+    _killed: bool = False
 
     @property
     def path(self) -> bytes:
@@ -80,6 +81,7 @@ class Mount:
 
     def kill_server(self) -> None:
         """SIGKILL, as a crash would; what is left mounted is cleaned up by unmount()."""
+        self._killed = True
         for pid in self.servers:
             os.kill(pid, signal.SIGKILL)
         for pid in self.servers:
@@ -90,7 +92,14 @@ class Mount:
         if self._done:
             return []
         self._done = True
-        return [*self._detach(), *self._servers_left(), *self.log_complaints()]
+        return [*self._death(), *self._detach(), *self._servers_left(), *self.log_complaints()]
+
+    def _death(self) -> list[str]:
+        """A server that is gone while its mount is still there was not asked to go."""
+        if self._killed or self.alive or system.mounted_at(self.target) is None:
+            return []
+        log = self.log.read_text(errors="replace")[-2000:] if self.log and self.log.exists() else ""
+        return [f"{self.target}: the server died on its own; its log ends: {log or 'nothing'}"]
 
     def _detach(self) -> list[str]:
         deadline = time.monotonic() + 2
