@@ -198,8 +198,8 @@ except Exception as exc:
 
 
 def test_a_target_that_vanishes_while_the_server_starts_leaves_no_server(world: World) -> None:
-    command = [sys.executable, "-c", VANISHED, world.path("lower0"), world.path("upper"), world.path("work"), world.path("gone")]
-    refused(run(command=command, cwd=REPOSITORY), "gone", "No such file")
+    paths = [world.path(name) for name in ("lower0", "upper", "work", "gone")]
+    refused(run(*paths, command=[sys.executable, "-c", VANISHED], cwd=REPOSITORY), "gone", "No such file")
     assert run("mount", *flags(world.layers), world.mnt.path).status == 0  # nobody holds the upper
 
 

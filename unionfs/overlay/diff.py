@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
-from unionfs.linux import files, xattrs
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.stack import open_stack
@@ -67,7 +66,7 @@ class _Directory:
 
 
 def _compare(upper: Layer, before: Tree | None, names: XattrNames) -> Iterator[Change]:
-    todo = [_Directory(b"", before.root if before else None, upper.is_opaque(upper.root_fd, b"", names))]
+    todo = [_Directory(b"", before.root if before else None, hides=False)]  # a root is always merged (ovl_get_root)
     while todo:
         directory = todo.pop()
         fd = upper.open_directory(directory.path)
@@ -90,7 +89,7 @@ def _compare_directory(
             if entry is not None or before is None:
                 yield Change(Kind.DELETED, b"/" + path)
             continue
-        existed = entry is not None if before else xattrs.find(files.path_at(fd, name), names.origin) is not None
+        existed = entry is not None if before else upper.attribute(fd, name, names.origin) is not None
         yield Change(Kind.CHANGED if existed else Kind.ADDED, b"/" + path)
         if kind == stat.S_IFDIR:
             old_directory = _old_directory(before, directory.old, name, entry)
