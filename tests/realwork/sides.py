@@ -31,7 +31,7 @@ mount -t devpts -o mode=620,gid=5,ptmxmode=666 devpts dev/pts
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 hostname unionfs
 exec chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    HOME=/root HOSTNAME=unionfs TERM=dumb sh -eu /work/script
+    HOME=/root HOSTNAME=unionfs TERM=dumb sh -eu /input/script
 """
 
 
@@ -68,21 +68,21 @@ class Sides:
         return Layers(lowers, upper, work)
 
     def work_in_ours(self) -> Outcome:
-        """Run /work/script in `unionfs run`."""
+        """Run /input/script in `unionfs run`."""
         layers, log = self.ours, self._scratch / "server.log"
         options = ["--network", "none", "--scratch", str(self._scratch / "runs")]
         for lower in layers.lowers:
             options += ["--lower", str(lower)]
         options += ["--upper", str(layers.upper), "--work", str(layers.work)]
         environment = {**os.environ, "UNIONFS_LOG": str(log), "TERM": "dumb"}
-        outcome = _finish([*our_program(), "run", *options, "--", "sh", "-eu", "/work/script"], environment)
+        outcome = _finish([*our_program(), "run", *options, "--", "sh", "-eu", "/input/script"], environment)
         logged = log.read_text(errors="replace").splitlines() if log.exists() else []
         bad = [line for line in logged if any(word in line for word in _BAD_LOG_WORDS)]
         assert not bad, "\n".join(bad)
         return outcome
 
     def work_in_the_kernels(self) -> Outcome:
-        """Run /work/script in a chroot on the kernel's overlayfs."""
+        """Run /input/script in a chroot on the kernel's overlayfs."""
         mount = self._mounts.kernel(self.kernel)
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net"]
         try:

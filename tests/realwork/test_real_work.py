@@ -36,7 +36,7 @@ _LONG_AGO = 1_500_000_000
 
 @dataclass(frozen=True)
 class Work:
-    """A script, the files it finds in /work (in a lower layer), and what two runs of it cannot have in common."""
+    """A script, the files it finds in /input (in a lower layer), and what two runs of it cannot have in common."""
 
     script: str
     prepare: Callable[[Path, Debian], None]
@@ -130,7 +130,7 @@ def database_writer(work: Path, system: Debian) -> None:
 
 WORKS = {
     "installing a package": Work(
-        "dpkg -i /work/package.deb\ndpkg --verify less\n"
+        "dpkg -i /input/package.deb\ndpkg --verify less\n"
         "less --version | head -n 1 | cut -d' ' -f1\nreadlink /etc/alternatives/pager\n",
         package,
         "less\n/usr/bin/less\n",
@@ -144,11 +144,11 @@ WORKS = {
     ),
     "unpacking and removing 5,000 files": Work(
         "mkdir /srv/kept /srv/removed\n"
-        "tar -xpf /work/tree.tar -C /srv/kept\ntar -xpf /work/tree.tar -C /srv/removed\n"
-        "rm -rf /srv/removed/tree /work/tree\n"
-        "tar -xpf /work/tree.tar -C /work tree/03\n"
-        "find /srv/kept ! -type d | wc -l\nfind /srv/removed /work/tree ! -type d | wc -l\n"
-        "cd /srv/kept && tar -df /work/tree.tar && echo same\n",
+        "tar -xpf /input/tree.tar -C /srv/kept\ntar -xpf /input/tree.tar -C /srv/removed\n"
+        "rm -rf /srv/removed/tree /input/tree\n"
+        "tar -xpf /input/tree.tar -C /input tree/03\n"
+        "find /srv/kept ! -type d | wc -l\nfind /srv/removed /input/tree ! -type d | wc -l\n"
+        "cd /srv/kept && tar -df /input/tree.tar && echo same\n",
         archive_and_tree,
         f"{FILES}\n{len(range(3, FILES, 71))}\nsame\n",
     ),
@@ -156,27 +156,27 @@ WORKS = {
         "export GIT_AUTHOR_DATE='1600000000 +0000' GIT_COMMITTER_DATE='1600000000 +0000'\n"
         "git config --global user.name A; git config --global user.email a@example.org\n"
         "git config --global pack.threads 1\n"
-        "git clone --quiet /work/repository /srv/clone; cd /srv/clone\n"
+        "git clone --quiet /input/repository /srv/clone; cd /srv/clone\n"
         "for i in 1 2 3 4 5; do echo $i >>directory$i/file$i.txt; git commit --quiet --all --message $i; done\n"
         "git rm --quiet -r directory7; git mv directory8 moved; git commit --quiet --message moved\n"
         "git checkout --quiet -b side HEAD~3; echo side >side.txt; git add .; git commit --quiet --message side\n"
         "git merge --quiet --no-edit main\n"
         "git gc --quiet --prune=now; git fsck --strict 2>&1 | grep -v ^notice || true\n"
         "git status --short | wc -l; git log --oneline | wc -l\n"
-        "cd /work/repository; echo x >>directory0/file0.txt; git commit --quiet --all --message lower; git gc --quiet\n"
+        "cd /input/repository; echo x >>directory0/file0.txt; git commit --quiet --all --message lower; git gc --quiet\n"
         "git status --short | wc -l\n",
         repository,
         "0\n28\n0\n",
-        content_of("srv/clone/.git/index", "work/repository/.git/index", why="it holds inode numbers and change times"),
+        content_of("srv/clone/.git/index", "input/repository/.git/index", why="it holds inode numbers and change times"),
     ),
     "compiling and running a C program": Work(
-        "cd /srv; gcc -O2 -c /work/main.c /work/twice.c; ar rcsD libtwice.a twice.o\n"
+        "cd /srv; gcc -O2 -c /input/main.c /input/twice.c; ar rcsD libtwice.a twice.o\n"
         "gcc -o program main.o -L. -ltwice -lm; ./program; ./program a b; cp program /usr/local/bin/; program a\n",
         c_program,
         "42 1.414\n122 2.449\n82 2.000\n",
     ),
     "two writers of one database": Work(
-        "python3 /work/writer.py 1 2 & first=$!\npython3 /work/writer.py 2 1 & second=$!\nwait $first; wait $second\n"
+        "python3 /input/writer.py 1 2 & first=$!\npython3 /input/writer.py 2 1 & second=$!\nwait $first; wait $second\n"
         "sqlite3 /srv/data.db 'PRAGMA journal_mode; PRAGMA integrity_check'\n"
         "sqlite3 /srv/data.db 'SELECT count(*) FROM t1; SELECT sum(number) FROM t2'\n"
         "sqlite3 /srv/data.db .dump | sort >/srv/dump.sql\nls /srv\n",
@@ -208,10 +208,10 @@ def system() -> Debian:
 def sides(scratch: Path, mounts: Mounts, system: Debian, request: pytest.FixtureRequest) -> Iterator[Sides]:
     """Both sides, with the script and the input of the test's work in a layer above Debian."""
     layer = scratch / "input"
-    (layer / "work").mkdir(parents=True)
+    (layer / "input").mkdir(parents=True)
     work: Work = WORKS[request.node.callspec.params["name"]]
-    work.prepare(layer / "work", system)
-    (layer / "work" / "script").write_text(work.script)
+    work.prepare(layer / "input", system)
+    (layer / "input" / "script").write_text(work.script)
     made = Sides(scratch, mounts, (layer, system.root))
     yield made
     made.discard()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_a_lost_server_is_told_in_one_line(sandbox: Sandbox) -> None:
     kill(server_of(process.pid))
     _, err = process.communicate(timeout=30)
     assert err == "unionfs: the filesystem server ended unexpectedly\n"
+
+
+def test_a_server_told_to_stop_takes_the_container_with_it(sandbox: Sandbox) -> None:
+    process = sandbox.start_and_wait(BUSY)
+    namespace = pid_namespace(wait_for(lambda: init_of(process.pid)))
+    server = server_of(process.pid)
+    assert server is not None
+    os.kill(server, signal.SIGTERM)
+    assert process.wait(30) == 125
+    assert members(namespace) == []
 
 
 @pytest.mark.parametrize("name", VICTIMS)

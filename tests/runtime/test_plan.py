@@ -119,7 +119,7 @@ def test_the_command_gets_nothing_of_the_callers_environment_but_the_terminals_n
     [
         ({"lowers": ()}, "at least one --lower"),
         ({"command": ()}, "no command"),
-        ({"work": b"/work"}, "--work needs --upper"),
+        ({"work": b"/elsewhere"}, "--work needs --upper"),
         ({"network": "bridge"}, "unknown network"),
     ],
 )
