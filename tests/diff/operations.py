@@ -133,7 +133,7 @@ def readdir(side: Side, path: bytes) -> Answer:
         return f"a name is listed twice: {sorted(listed)}"
     return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False), entry.is_symlink())
             for entry in sorted(os.scandir(top), key=lambda entry: entry.name)
-            if not side.hide_ghosts or os.path.lexists(entry.path)]
+            if not (side.hide_ghosts and tree.is_ghost(entry.path))]
 
 
 # ---- attributes ----
@@ -288,15 +288,9 @@ def kept_listxattr(side: Side, slot: int) -> Answer:
 def kept_list(side: Side, slot: int) -> Answer:
     """The names of a directory kept open, which may have been removed since."""
     fd = _kept(side, slot)
-    return sorted(name for name in os.listdir(fd) if not side.hide_ghosts or _findable(fd, name))
-
-
-def _findable(fd: int, name: str) -> bool:
-    try:
-        os.lstat(name, dir_fd=fd)
-    except FileNotFoundError:
-        return False
-    return True
+    here = os.fsencode(f"/proc/self/fd/{fd}")
+    return sorted(name for name in map(os.fsencode, os.listdir(fd))
+                  if not (side.hide_ghosts and tree.is_ghost(os.path.join(here, name))))
 
 
 def close(side: Side, slot: int) -> Answer:

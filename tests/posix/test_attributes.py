@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 
 from tests.posix.rooms import CONTENT, OLD_NS, Room, fails_with
 
@@ -106,9 +107,11 @@ def test_old_times_are_shown_to_the_nanosecond(room: Room) -> None:
 
 def test_each_change_updates_the_change_time(room: Room) -> None:
     before = os.stat(room / "file").st_ctime_ns
-    for change in (lambda: os.chmod(room / "file", 0o600), lambda: os.chown(room / "file", 1, 1),
-                   lambda: os.setxattr(room / "file", "user.x", b""), lambda: os.link(room / "file", room / "new"),
-                   lambda: os.utime(room / "file", ns=(1, 1)), lambda: os.truncate(room / "file", 1)):
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: os.chmod(room / "file", 0o600), lambda: os.chown(room / "file", 1, 1),
+        lambda: os.setxattr(room / "file", "user.x", b""), lambda: os.link(room / "file", room / "new"),
+        lambda: os.utime(room / "file", ns=(1, 1)), lambda: os.truncate(room / "file", 1))
+    for change in changes:
         time.sleep(0.02)
         change()
         after = os.stat(room / "file").st_ctime_ns

@@ -53,7 +53,8 @@ def test_a_listing_has_each_name_once_and_dot_and_dot_dot(room: Room) -> None:
 def test_names_made_and_removed_during_a_listing_do_not_disturb_the_others(room: Room) -> None:
     fd = opened(room / "many")
     seen: list[str] = []
-    removed, made = set(), set()
+    removed: set[str] = set()
+    made: set[str] = set()
     for number, (name, _) in enumerate(entries(fd)):
         seen.append(name)
         if number % 7 == 0:

@@ -81,11 +81,15 @@ class Mount:
 
     def kill_server(self) -> None:
         """SIGKILL, as a crash would; what is left mounted is cleaned up by unmount()."""
-        self._killed = True
+        self.kill_expected()
         for pid in self.servers:
             os.kill(pid, signal.SIGKILL)
         for pid in self.servers:
             system.wait_until_gone(pid, 10)
+
+    def kill_expected(self) -> None:
+        """Announce that the server will die before the mount."""
+        self._killed = True
 
     def unmount(self) -> list[str]:
         """Unmount and wait for the server's end. Returns what went wrong, one line each."""
@@ -173,11 +177,13 @@ class Mounts:
         return mount
 
     def ours(self, layers: Layers, *options: str, target: Path | None = None,
-             environment: dict[str, str] | None = None) -> Mount:
-        """Mount with `unionfs mount`; options are further arguments. Raises MountFailed."""
+             environment: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Mount:
+        """Mount with `unionfs mount`, started by the command `prefix` if any; options are further arguments.
+
+        Raises MountFailed."""
         target = target or self._target()
         log = self.scratch / f"{target.name}.{next(self._numbers)}.log"
-        command = [*our_program(), "mount", "--log", str(log), *options]
+        command = [*prefix, *our_program(), "mount", "--log", str(log), *options]
         for lower in layers.lowers:
             command += ["--lower", str(lower)]
         if layers.upper is not None:

@@ -66,13 +66,24 @@ def _content(path: bytes, size: int) -> str:
     return digest.hexdigest() if size else "empty"
 
 
+def is_ghost(path: bytes) -> bool:
+    """Whether stat finds nothing; a path that we may not look at is no ghost."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def names_in(path: bytes, hide_ghosts: bool = False) -> tuple[bytes, ...]:
     """The sorted names of a directory. With hide_ghosts, without those that are listed but that stat cannot find.
 
     The kernel's overlayfs shows whiteouts of directories it does not merge in this way; we hide them.
     """
     return tuple(sorted(name for name in os.listdir(path)
-                        if not hide_ghosts or os.path.lexists(os.path.join(path, name))))
+                        if not (hide_ghosts and is_ghost(os.path.join(path, name)))))
 
 
 def entry_at(path: bytes, hide_ghosts: bool = False) -> Entry:

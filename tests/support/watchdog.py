@@ -68,6 +68,8 @@ class Watchdog:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
