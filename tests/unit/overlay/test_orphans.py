@@ -48,9 +48,8 @@ Origin = Callable[[World, View, bytes, bytes], int]
 @pytest.fixture(params=["within the bound", "beyond the bound"])
 def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Beyond the bound an unlinked upper file moves into work instead of holding a descriptor."""
-    beyond = request.param == "beyond the bound"
     monkeypatch.setattr(tree, "share_of_descriptors", lambda used: 16)
-    return beyond
+    return bool(request.param == "beyond the bound")
 
 
 def prepare(world: World, origin: Origin, beyond: bool) -> tuple[View, int]:
@@ -198,11 +197,12 @@ def test_a_removed_directory_that_is_still_open_is_empty_and_takes_nothing_new(w
     assert view.union.links(node, st) == 0
     assert [name for name, _, _ in view.union.entries(ino, 0)] == [b".", b".."]
     assert view.union.lookup(ino, b"x") is None
-    for make in (
+    making: list[Callable[[], object]] = [
         lambda: view.union.make_file(ino, b"x", 0o644, ME),
         lambda: view.union.make_directory(ino, b"x", 0o755, ME),
         lambda: view.union.make_symlink(ino, b"x", b"y", ME),
-    ):
+    ]
+    for make in making:
         with pytest.raises(FileNotFoundError):
             make()
     view.make_file(b"file")
