@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -211,7 +212,20 @@ def one_round(side: sides.Side, workload: Workload, layers: Layers, names: list[
             with mounted(side, stack) as turn.mount_seconds:
                 yield turn
     finally:
-        shutil.rmtree(scratch)
+        empty(scratch)
+
+
+def empty(directory: Path) -> None:
+    """Free the data of a finished round, and leave its files until the bench ends.
+
+    ext4 does not give out an inode again for a minute after it was deleted, and looks at each such inode whenever it
+    makes a file (recently_deleted): an untar after the removal of an earlier one took 0.75 s instead of 0.1 s.
+    """
+    for place, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(place, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                os.truncate(path, 0)
 
 
 @contextlib.contextmanager
@@ -242,24 +256,21 @@ def run_workload(workload: Workload, plan: Plan, found: results.Results) -> None
     chosen = [side for side in plan.sides if (side.fuse or (workload.kernel if side.mount else workload.native))]
     area = Path(tempfile.mkdtemp(prefix=f"{workload.name.replace(' ', '-')}.", dir=plan.scratch))
     layers = Layers(area / "top", area / "base")
-    try:
-        layers.top.mkdir()
-        layers.base.mkdir()
-        names = workload.prepare(layers, plan.size)
-        broken: set[tuple[str, str]] = set()
-        for number in range(min(plan.rounds, workload.rounds or plan.rounds)):
-            for mode in plan.modes:
-                first = number % len(chosen)
-                for side in chosen[first:] + chosen[:first]:
-                    if (side.name, mode) not in broken:
-                        with catch(found, broken, workload, mode, side), placed(mode):
-                            measure_once(workload, plan, found, mode, side, layers, names)
-        for side in chosen:
-            if side.ours and not any(name == side.name for name, _ in broken):
-                with catch(found, broken, workload, "counting", side):
-                    count_once(workload, plan, found, side, layers, names)
-    finally:
-        shutil.rmtree(area)
+    layers.top.mkdir()
+    layers.base.mkdir()
+    names = workload.prepare(layers, plan.size)
+    broken: set[tuple[str, str]] = set()
+    for number in range(min(plan.rounds, workload.rounds or plan.rounds)):
+        for mode in plan.modes:
+            first = number % len(chosen)
+            for side in chosen[first:] + chosen[:first]:
+                if (side.name, mode) not in broken:
+                    with catch(found, broken, workload, mode, side), placed(mode):
+                        measure_once(workload, plan, found, mode, side, layers, names)
+    for side in chosen:
+        if side.ours and not any(name == side.name for name, _ in broken):
+            with catch(found, broken, workload, "counting", side):
+                count_once(workload, plan, found, side, layers, names)
 
 
 @contextlib.contextmanager
