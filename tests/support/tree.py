@@ -8,6 +8,7 @@ cannot agree on "now".
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -53,7 +54,15 @@ def when(mtime_ns: int) -> str:
 
 def xattrs_of(path: bytes) -> tuple[tuple[str, bytes], ...]:
     """All extended attributes of the object itself (symlinks are not followed), sorted by name."""
-    return tuple(sorted((name, xattr.getxattr(path, name, symlink=True)) for name in xattr.listxattr(path, True)))
+    return tuple(sorted((name, _value_of(path, name)) for name in xattr.listxattr(path, True)))
+
+
+def _value_of(path: bytes, name: str) -> bytes:
+    """The value; for one that is listed but cannot be read (a malformed security.capability) the error in its place."""
+    try:
+        return xattr.getxattr(path, name, symlink=True)
+    except OSError as error:
+        return f"<{errno.errorcode[error.errno or 0]}>".encode()
 
 
 def _content(path: bytes, size: int) -> str:
