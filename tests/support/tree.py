@@ -60,7 +60,8 @@ def xattrs_of(path: bytes) -> tuple[tuple[str, bytes], ...]:
 def _value_of(path: bytes, name: str) -> bytes:
     """The value; for one that is listed but cannot be read (a malformed security.capability) the error in its place."""
     try:
-        return xattr.getxattr(path, name, symlink=True)
+        value: bytes = xattr.getxattr(path, name, symlink=True)
+        return value
     except OSError as error:
         return f"<{errno.errorcode[error.errno or 0]}>".encode()
 
