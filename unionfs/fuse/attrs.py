@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import pyfuse3
 
@@ -26,6 +27,14 @@ def entry(ino: int, links: int, st: os.stat_result, timeout: float) -> pyfuse3.E
     made.st_ctime_ns = st.st_ctime_ns
     made.entry_timeout = timeout
     made.attr_timeout = timeout
+    return made
+
+
+def dots(ino: int) -> pyfuse3.EntryAttributes:
+    """The listing entry of "." or "..": the kernel uses its number and type only."""
+    made = pyfuse3.EntryAttributes()
+    made.st_ino = pyfuse3.InodeT(ino)
+    made.st_mode = stat.S_IFDIR | 0o755
     return made
 
 

@@ -19,7 +19,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, R
 
 from unionfs.fuse import attrs
 from unionfs.overlay.node import Node
-from unionfs.overlay.union import Caller, Change, Union
+from unionfs.overlay.union import Caller, Union
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -28,6 +28,8 @@ log = logging.getLogger("unionfs.fuse")
 #: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
 _QUICK_SIZE = 128 * 1024
 _MANY_NODES = 1024
+#: Attributes remembered at most: about 350 bytes each.
+_KNOWN_LIMIT = 16_384
 
 
 class Blocking(Protocol):
@@ -82,6 +84,21 @@ def slow_verb(
     return handler
 
 
+def changing_verb(
+    function: Callable[Concatenate[Operations, P], Awaitable[T]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
+    """A handler that changes the tree, and may wait: attributes remembered until now are forgotten, whatever came of it."""
+
+    async def changing(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(self, *args, **kwargs)
+        finally:
+            self._known.clear()
+
+    changing.__name__ = function.__name__
+    return slow_verb(changing)
+
+
 def _caller(ctx: RequestContext) -> Caller:
     def in_group(gid: int) -> bool:
         try:
@@ -116,6 +133,8 @@ class Operations(pyfuse3.Operations):
         self._timeout = timeout
         self._absent = attrs.absent(timeout)
         self._on_ready = on_ready
+        #: What the kernel was last told of an object, for as long as nothing changes anywhere: a second listing asks for all again.
+        self._known: dict[int, EntryAttributes] = {}
         #: Set when so many nodes died that giving their memory back is worth while.
         self.memory_freed = trio.Event()
         self._building: dict[int, trio.Event] = {}
@@ -128,7 +147,11 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, found: tuple[Node, os.stat_result]) -> EntryAttributes:
         node, st = found
-        return attrs.entry(node.ino, self._union.links(node, st), st, self._timeout)
+        made = attrs.entry(node.ino, self._union.links(node, st), st, self._timeout)
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        self._known[node.ino] = made
+        return made
 
     async def _bring_up(self, ino: int, size: int | None = None) -> None:
         """Have *ino* in upper, without keeping others waiting when that takes long."""
@@ -161,6 +184,7 @@ class Operations(pyfuse3.Operations):
     def forget(self, inodes: Sequence[tuple[InodeT, int]]) -> None:
         for ino, count in inodes:
             self._union.forget(ino, count)
+            self._known.pop(ino, None)
         if self._union.forgotten > _MANY_NODES:
             self.memory_freed.set()
 
@@ -168,32 +192,32 @@ class Operations(pyfuse3.Operations):
     def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
         return self._union.readlink(inode)
 
-    @verb
-    def mknod(self, parent: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+    @changing_verb
+    async def mknod(self, parent: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(self._union.make_special(parent, name, mode, rdev, _caller(ctx)))
 
-    @verb
-    def mkdir(self, parent: InodeT, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+    @changing_verb
+    async def mkdir(self, parent: InodeT, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(self._union.make_directory(parent, name, mode, _caller(ctx)))
 
-    @verb
-    def symlink(self, parent: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+    @changing_verb
+    async def symlink(self, parent: InodeT, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         return self._entry(self._union.make_symlink(parent, name, target, _caller(ctx)))
 
-    @slow_verb
+    @changing_verb
     async def link(self, inode: InodeT, parent: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
         await self._bring_up(inode)
         return self._entry(self._union.link(inode, parent, name))
 
-    @verb
-    def unlink(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
+    @changing_verb
+    async def unlink(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
         self._union.unlink(parent, name)
 
-    @verb
-    def rmdir(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
+    @changing_verb
+    async def rmdir(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
         self._union.rmdir(parent, name)
 
-    @slow_verb
+    @changing_verb
     async def rename(
         self, old_parent: InodeT, old: bytes, new_parent: InodeT, new: bytes, flags: int, ctx: RequestContext
     ) -> None:
@@ -205,9 +229,9 @@ class Operations(pyfuse3.Operations):
 
     @verb
     def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._union.getattr(inode))
+        return self._known.get(inode) or self._entry(self._union.getattr(inode))
 
-    @slow_verb
+    @changing_verb
     async def setattr(
         self,
         inode: InodeT,
@@ -230,14 +254,15 @@ class Operations(pyfuse3.Operations):
         # as the kernel's overlay: trusted.* is for the privileged only
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
-    @slow_verb
+    @changing_verb
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
         await self._bring_up(inode)
         self._union.setxattr(inode, name, value)
 
-    @slow_verb
+    @changing_verb
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
-        self._union.getxattr(inode, name)
+        if not self._union.is_up(inode):
+            self._union.getxattr(inode, name)
         await self._bring_up(inode)
         self._union.removexattr(inode, name)
 
@@ -249,14 +274,13 @@ class Operations(pyfuse3.Operations):
 
     @slow_verb
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
-        if flags & os.O_TRUNC:
-            await self._bring_up(inode, 0)
-        elif flags & os.O_ACCMODE != os.O_RDONLY:
-            await self._bring_up(inode)
-        self._union.open(inode, flags)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            await self._bring_up(inode, 0 if flags & os.O_TRUNC else None)
+            self._union.open(inode, flags, drop_suid=ctx.uid != 0)
+            self._known.clear()
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
-    @slow_verb
+    @changing_verb
     async def create(
         self, parent: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -266,22 +290,24 @@ class Operations(pyfuse3.Operations):
         else:  # somebody made it between the kernel's look-up and now
             ino = found[0].ino
             await self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
-            self._union.open(ino, flags)
+            self._union.open(ino, flags, drop_suid=ctx.uid != 0)
             made = self._union.getattr(ino)
         return FileInfo(fh=FileHandleT(made[0].ino), keep_cache=True), self._entry(made)
 
     @verb
     def read(self, fh: FileHandleT, offset: int, size: int) -> bytes:
+        self._known.pop(fh, None)  # the time of last access
         return self._union.read(fh, offset, size)
 
-    @slow_verb
+    @changing_verb
     async def write(self, fh: FileHandleT, offset: int, data: bytes) -> int:
         await self._bring_up(fh)
         return self._union.write(fh, offset, data)
 
     @verb
     def flush(self, fh: FileHandleT) -> None:
-        """Nothing is held back here."""
+        """Nothing is held back here, and told so once the kernel never asks again."""
+        raise FUSEError(errno.ENOSYS)
 
     @verb
     def release(self, fh: FileHandleT) -> None:
@@ -305,22 +331,24 @@ class Operations(pyfuse3.Operations):
 
     @verb
     def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        union = self._union
+        union, reply, known_of = self._union, pyfuse3.readdir_reply, self._known.get
         for name, offset, what in union.entries(fh, start_id):
             if isinstance(what, Node):  # "." and "..": the kernel neither links nor counts them
-                dots = EntryAttributes()
-                dots.st_ino, dots.st_mode = InodeT(what.ino), 0o040755
-                if not pyfuse3.readdir_reply(token, name, dots, offset):
+                if not reply(token, name, attrs.dots(what.ino), offset):
                     return
                 continue
-            try:
-                found = union.entry_node(fh, name, what)
-            except FileNotFoundError:  # taken away below us
-                continue
-            if not pyfuse3.readdir_reply(token, name, self._entry(found), offset):
-                union.release(found[0])
+            node = union.live_node(what)
+            known = None if node is None else known_of(node.ino)
+            if node is None or known is None:
+                try:
+                    found = union.entry_node(fh, name, what)
+                except FileNotFoundError:  # taken away below us
+                    continue
+                node, known = found[0], self._entry(found)
+            if not reply(token, name, known, offset):
+                union.release(node)
                 return
-            found[0].lookups += 1
+            node.lookups += 1
 
     @verb
     def releasedir(self, fh: FileHandleT) -> None:

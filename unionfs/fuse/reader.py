@@ -1,8 +1,8 @@
 """How pyfuse3 waits for requests: poll and yield first, sleep in trio when idle, one reader at a time.
 
 Waiting through trio costs 22 us a request, a poll with sched_yield 6 (both on one CPU); a server that sleeps at once pays for a wake-up
-each time, 60 us on another CPU. pyfuse3 has a seam for other event loops: it asks a module named ``trio`` for all it needs. ``Reader`` is put
-there. One worker reads and answers requests without ever returning to trio, unless a handler has to wait: then ``Reader.in_thread`` (or
+each time, 60 us on another CPU. pyfuse3 has a seam for other event loops: it asks a module named ``trio`` for all it needs. ``Reader`` is
+put there. One worker reads and answers requests without ever returning to trio, unless a handler has to wait: then ``Reader.in_thread`` (or
 ``hand_over``) lets a second worker read on, and the first one ends when it comes back and finds that.
 """
 
@@ -26,6 +26,8 @@ log = logging.getLogger("unionfs.reader")
 SPIN_SECONDS = 100e-6
 #: How long other trio tasks may be kept waiting by a busy stream of requests.
 FAIRNESS_SECONDS = 5e-3
+#: Look at the clock for that once in so many requests.
+_CLOCK_EVERY = 32
 #: After so many polls in vain in a row, poll only now and then.
 _PATIENCE = 32
 
@@ -90,6 +92,7 @@ class Reader:
         self._trio_has_work = False
         self._last_turn = 0.0
         self._in_vain = 0
+        self._served = 0
 
     # -- what pyfuse3 calls ----------------------------------------------------------------------------------------------
 
@@ -115,12 +118,10 @@ class Reader:
             raise trio.ClosedResourceError
         self._reading = True
         try:
-            now = time.monotonic()
-            if self._trio_has_work or now - self._last_turn > FAIRNESS_SECONDS:
-                self._trio_has_work = False
-                await trio.lowlevel.checkpoint()
-                self._last_turn = now = time.monotonic()
-            if not self._spin(fd, now):
+            self._served += 1
+            if self._trio_has_work or not self._served % _CLOCK_EVERY:
+                await self._let_others_run()
+            if not self._spin(fd):
                 await trio.lowlevel.wait_readable(fd)
                 self._last_turn = time.monotonic()
         finally:
@@ -128,19 +129,28 @@ class Reader:
 
     # -- waiting and working ---------------------------------------------------------------------------------------------
 
-    def _spin(self, fd: int, now: float) -> bool:
-        """Poll for a moment; whether a request came."""
+    async def _let_others_run(self) -> None:
+        now = time.monotonic()
+        if self._trio_has_work or now - self._last_turn > FAIRNESS_SECONDS:
+            self._trio_has_work = False
+            await trio.lowlevel.checkpoint()
+            self._last_turn = time.monotonic()
+
+    def _spin(self, fd: int) -> bool:
+        """Yield and poll for a moment; whether a request came. The client cannot have asked again before it ran, so yield first."""
         poll = self._poll
         if poll is None:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
             poll = self._poll = poller.poll
+        os.sched_yield()
         if poll(0):
+            self._in_vain = 0
             return True
+        self._in_vain += 1
         if self._in_vain > _PATIENCE and self._in_vain % _PATIENCE:
-            self._in_vain += 1
             return False
-        deadline = now + SPIN_SECONDS
+        deadline = time.monotonic() + SPIN_SECONDS
         while not self._trio_has_work:
             os.sched_yield()
             if poll(0):
@@ -148,7 +158,6 @@ class Reader:
                 return True
             if time.monotonic() > deadline:
                 break
-        self._in_vain += 1
         return False
 
     def start_worker(self, worker: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -48,7 +48,7 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0
 
 
 def path_at(dir_fd: int, name: bytes) -> bytes:
-    """A path that means *name* in the directory *dir_fd*, for calls that take no descriptor; an empty name is the descriptor's object itself.
+    """A path that means *name* in the directory *dir_fd*, for calls that take no descriptor; an empty name is *dir_fd*'s object.
 
     The magic link jumps to the directory, then one name is walked. Calls must not follow a symlink there, but must follow the bare link:
     ``is_descriptor`` tells them apart.

@@ -40,6 +40,8 @@ MOUNT_ATTRS = {
     "nosymfollow": 0x200000,
 }
 
+_MOUNT_ATTR_ATIME = 0x70
+
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
@@ -81,7 +83,10 @@ def move_mount(mount_fd: int, target: bytes, dir_fd: int = -100) -> None:
 
 def mount_setattr(fd: int, attrs: Iterable[str], *, recursive: bool = False, clear: Iterable[str] = ()) -> None:
     """Set and clear mount attributes (names of MOUNT_ATTRS) on the mount *fd* is the root of."""
-    attr = _MountAttr(sum(MOUNT_ATTRS[a] for a in attrs), sum(MOUNT_ATTRS[a] for a in clear), 0, 0)
+    bits = sum(MOUNT_ATTRS[a] for a in attrs)
+    # the access time modes are one field: setting one demands that the field is cleared first
+    cleared = sum(MOUNT_ATTRS[a] for a in clear) | (_MOUNT_ATTR_ATIME if bits & _MOUNT_ATTR_ATIME else 0)
+    attr = _MountAttr(bits, cleared, 0, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _l.syscall(_l.SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
 

@@ -6,6 +6,7 @@ the Union does. What a crash leaves behind in work is removed at the next mount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -43,8 +44,9 @@ class Work:
         return name
 
     def discard(self, name: bytes) -> None:
-        """Remove *name* and all below it."""
-        remove_tree(self.fd, name)
+        """Remove *name* and all below it. What resists is left to the next mount: the verb it served has happened."""
+        with contextlib.suppress(OSError):
+            remove_tree(self.fd, name)
 
 
 def make_whiteout(dir_fd: int, name: bytes) -> None:
@@ -65,7 +67,10 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
 
 def empty_tree(dir_fd: int, name: bytes, keep: frozenset[bytes] = frozenset()) -> None:
     """Remove everything in the directory *name* but *keep*."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if os.geteuid():  # an ordinary user may have taken his own permissions away
+        os.chmod(files.path_at(dir_fd, name), 0o700)
+    fd = os.open(name, flags, dir_fd=dir_fd)
     try:
         for child in os.listdir(fd):
             if os.fsencode(child) not in keep:
@@ -137,7 +142,12 @@ class Draft:
         """Owner first (chown drops suid and capabilities), then xattrs and ACLs, mode, times."""
         path = files.path_at(self.work.fd, self.work_name)
         os.chown(path, self.st.st_uid, self.st.st_gid, follow_symlinks=False)
-        copy_xattrs(files.path_at(self.source_dir, self.name), path, self.names)
+        try:
+            with self.layer.object_path(self.source_dir, self.name) as source:
+                copy_xattrs(source, path, self.names)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:  # what is mounted on the directory has nothing to say about it
+                raise
         if self.origin is not None:
             xattrs.put(path, self.names.origin, self.origin)
         if not stat.S_ISLNK(self.st.st_mode):
@@ -146,7 +156,10 @@ class Draft:
 
 
 def copy_xattrs(source: bytes, target: bytes, names: XattrNames) -> None:
-    """Copy all attributes but the layer's own marks; what upper cannot hold is an error for ACLs and security.*, else left out (ovl_copy_xattr)."""
+    """Copy all attributes but the layer's own marks.
+
+    What upper cannot hold is an error for ACLs and security.*, else left out (ovl_copy_xattr).
+    """
     for name in xattrs.names(source):
         if names.is_private(name):
             continue

@@ -11,11 +11,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.whiteout import HOLDS_XATTR_WHITEOUTS, OPAQUE, XattrNames, is_whiteout_device
 
 _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+#: The order in which os.stat_result takes its first fields.
+_SEQUENCE = ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size", "st_atime", "st_mtime", "st_ctime")
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -40,6 +43,28 @@ class Layer:
         resolve = _IN_ROOT if self.private else _IN_ROOT | files.RESOLVE_NO_XDEV
         return files.openat2(self.root_fd, path or b".", _DIRECTORY, resolve)
 
+    @contextmanager
+    def object_path(self, dir_fd: int, name: bytes) -> Iterator[bytes]:
+        """A ``files.path_at`` path of *name* itself, for the length of the block; EXDEV for a mount point in no private clone."""
+        if self.private:
+            yield files.path_at(dir_fd, name)
+            return
+        fd = self.open_file(dir_fd, name, os.O_PATH)
+        try:
+            yield files.path_at(fd, b"")
+        finally:
+            os.close(fd)
+
+    def attribute(self, dir_fd: int, name: bytes, attribute: bytes) -> bytes | None:
+        """An extended attribute of *name*; None without it, and for a mount point, which is not to be asked."""
+        try:
+            with self.object_path(dir_fd, name) as path:
+                return xattrs.find(path, attribute)
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                return None
+            raise
+
     def open_file(self, dir_fd: int, name: bytes, flags: int) -> int:
         """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink."""
         if self.private:
@@ -63,9 +88,10 @@ class Layer:
 
     def _mount_point_stat(self, dir_fd: int) -> os.stat_result:
         """What stands in for a directory we must not look at: its parent's owner and times, no number of its own."""
-        fields = list(os.fstat(dir_fd))
-        fields[0], fields[1], fields[3] = stat.S_IFDIR | 0o755, 0, 2
-        return os.stat_result(fields)
+        above = os.fstat(dir_fd)
+        changed = {"st_mode": stat.S_IFDIR | 0o755, "st_ino": 0, "st_nlink": 2}
+        named = {name: getattr(above, name) for name in dir(above) if name.startswith("st_")} | changed
+        return os.stat_result([named[name] for name in _SEQUENCE], named)
 
     def scan(self, dir_fd: int, names: XattrNames) -> Iterator[tuple[bytes, int]]:
         """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
@@ -97,7 +123,7 @@ class Layer:
                 return stat.S_IFREG
             hidden = (
                 entry.stat(follow_symlinks=False).st_size == 0
-                and xattrs.find(files.path_at(dir_fd, name), marks.whiteout) is not None
+                and self.attribute(dir_fd, name, marks.whiteout) is not None
             )
             return 0 if hidden else stat.S_IFREG
         st = entry.stat(follow_symlinks=False)
@@ -105,7 +131,7 @@ class Layer:
 
     def is_opaque(self, dir_fd: int, name: bytes, names: XattrNames) -> bool:
         """Whether the directory *name* hides what is below it."""
-        return xattrs.find(files.path_at(dir_fd, name), names.opaque) == OPAQUE
+        return self.attribute(dir_fd, name, names.opaque) == OPAQUE
 
     def mount_handle(self) -> int:
         """A descriptor on this layer's filesystem that file handles can be opened through."""

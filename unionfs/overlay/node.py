@@ -61,13 +61,12 @@ class Index:
             # a dict keeps insertion order, and a name that comes back is inserted anew: order of cookies
             self._names = list(self.entries)
             self._cookies = array("Q", (e.cookie for e in self.entries.values()))
-        position = bisect_right(self._cookies, after)
-        while position < len(self._names):
-            name = self._names[position]
-            entry = self.entries.get(name)
-            if entry is not None and entry.cookie == self._cookies[position]:
+        names, cookies, get = self._names, self._cookies, self.entries.get
+        for position in range(bisect_right(cookies, after), len(names)):
+            name = names[position]
+            entry = get(name)
+            if entry is not None and entry.cookie == cookies[position]:
                 yield name, entry
-            position += 1
 
 
 class Directory:

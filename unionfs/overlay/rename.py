@@ -33,6 +33,8 @@ def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, fla
         raise error(errno.EEXIST, new)
     if flags & files.RENAME_EXCHANGE and target is None:
         raise error(errno.ENOENT, new)
+    if target is not None and not flags & files.RENAME_EXCHANGE:
+        _check_kinds(source, new, target)
     node = _movable(tree, old_dir, old, source)
     if flags & files.RENAME_EXCHANGE and target is not None:
         _exchange(tree, (old_dir, old, source, node), (new_dir, new, target, _movable(tree, new_dir, new, target)))
@@ -40,7 +42,7 @@ def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, fla
     if target is not None:
         if target.node is node:
             return  # two names of one file: POSIX says nothing happens
-        _check_replaceable(tree, source, new_dir, new, target)
+        _check_empty(tree, new_dir, new, target)
     _move(tree, old_dir, old, source, node, new_dir, new, target)
 
 
@@ -52,13 +54,16 @@ def _movable(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> Node:
     return node
 
 
-def _check_replaceable(tree: Tree, source: LayerEntry, new_dir: Node, new: bytes, target: LayerEntry) -> None:
-    if source.kind != stat.S_IFDIR:
-        if target.kind == stat.S_IFDIR:
-            raise error(errno.EISDIR, new)
-        return
-    if target.kind != stat.S_IFDIR:
+def _check_kinds(source: LayerEntry, new: bytes, target: LayerEntry) -> None:
+    if source.kind != stat.S_IFDIR and target.kind == stat.S_IFDIR:
+        raise error(errno.EISDIR, new)
+    if source.kind == stat.S_IFDIR and target.kind != stat.S_IFDIR:
         raise error(errno.ENOTDIR, new)
+
+
+def _check_empty(tree: Tree, new_dir: Node, new: bytes, target: LayerEntry) -> None:
+    if target.kind != stat.S_IFDIR:
+        return
     victim, _ = tree.resolve(new_dir, new, target)
     if tree.index(victim).entries:
         raise error(errno.ENOTEMPTY, new)
@@ -81,6 +86,7 @@ def _move(
 ) -> None:
     tree.copy_up_directory(new_dir)
     _bring_up(tree, node)
+    tree.pass_on_impurity(old_dir, new_dir)
     new_index = tree.index(new_dir)
     covered = target is not None and (target.below or target.source is not tree.upper)
     if source.kind == stat.S_IFDIR and (covered or new in new_index.whiteouts):
@@ -90,15 +96,10 @@ def _move(
     if victim is not None and victim.links is None:
         orphan = tree.prepare_orphan(victim, new_dir, new)
     try:
-        if orphan is not None and orphan.work_name is not None:
-            # no descriptor to spare: the old file keeps a name in work; the link count grows for this moment only
-            os.link(new, orphan.work_name, src_dir_fd=tree.upper_fd(new_dir), dst_dir_fd=tree.work.fd, follow_symlinks=False)
         _move_in_upper(tree, old_dir, old, source, new_dir, new, target)
     except BaseException:
         if orphan is not None:
             tree.abandon_orphan(orphan)
-            if orphan.work_name is not None:
-                tree.work.discard(orphan.work_name)
         raise
     tree.index(old_dir).remove(old)
     if source.below:
@@ -176,6 +177,8 @@ def _exchange(
         if entry.kind == stat.S_IFDIR and there.below:
             _make_opaque(tree, parent, name)
     (old_dir, old, source, node), (new_dir, new, target, new_node) = one, other
+    tree.pass_on_impurity(old_dir, new_dir)
+    tree.pass_on_impurity(new_dir, old_dir)
     files.renameat2(tree.upper_fd(old_dir), old, tree.upper_fd(new_dir), new, files.RENAME_EXCHANGE)
     source.kind, target.kind = target.kind, source.kind
     source.node, target.node = new_node, node

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
+from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.copy_up import Work, empty_tree
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.whiteout import OPAQUE, XattrNames
@@ -54,7 +55,7 @@ def open_stack(
     """Open all layers, topmost lower first; without *upper* the stack is read-only.
 
     Paths may be relative or symlinks. Raises LayerError for a directory that is missing or unsuitable, InUseError when the upper or work
-    belongs to a live mount. On failure nothing stays open.
+    belongs to a live mount. On failure nothing stays open. *volatile*: nothing is ever synced.
     """
     if not lowers:
         raise LayerError("a union needs at least one lower directory")
@@ -111,8 +112,9 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
     held: list[int] = []
     try:
         upper_fd, work_fd, private = _open_pair(upper, work, held)
-        locks = (_lock(upper_fd, "upper", upper), _lock(work_fd, "work", work))
-        held.extend(locks)
+        for fd, what, path in ((upper_fd, "upper", upper), (work_fd, "work", work)):
+            held.append(_lock(fd, what, path))
+        locks = tuple(held[-2:])
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
         work_dir = _prepare_work(work_fd, work, stack.names)
@@ -193,9 +195,14 @@ def _prepare_work(work_fd: int, path: bytes, names: XattrNames) -> int:
             ) from None
         empty_tree(work_fd, b"work")
     fd = os.open(b"work", _DIRECTORY | os.O_NOFOLLOW, dir_fd=work_fd)
+    itself = files.path_at(fd, b"")
     try:
-        xattrs.put(files.path_at(fd, b""), names.opaque, OPAQUE)
-        xattrs.drop(files.path_at(fd, b""), names.opaque)
+        os.chmod(itself, 0o700)
+        for acl in (ACCESS, DEFAULT):  # else everything built here would inherit them (ovl_workdir_create drops them too)
+            if xattrs.find(itself, acl) is not None:
+                xattrs.drop(itself, acl)
+        xattrs.put(itself, names.opaque, OPAQUE)
+        xattrs.drop(itself, names.opaque)
     except OSError as exc:
         os.close(fd)
         raise LayerError(

@@ -31,12 +31,16 @@ def error(code: int, what: bytes | None = None) -> OSError:
 class Tree:
     """The merged tree of *stack*, with the live nodes in it."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, *, static_links: bool = False) -> None:
         self.stack = stack
+        #: Every directory shows the link count 1.
+        self.static_links = static_links
         self.nodes = NodeTable()
         share = share_of_descriptors(used=2 * len(stack.lowers) + 32)
         self._directories: FdCache[tuple[Node, Layer]] = FdCache(share)
         self._files: FdCache[tuple[int, bool]] = FdCache(share)
+        #: O_PATH descriptors of objects that no path may stand for; by number, and whether of the writable copy.
+        self._objects: FdCache[tuple[int, bool]] = FdCache(share)
         self._orphan_fds = 0
         self._orphan_limit = share
         layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
@@ -132,28 +136,27 @@ class Tree:
             os.close(fd)
 
     def place(self, node: Node) -> bytes:
-        """A ``files.path_at`` path of *node*'s topmost copy, valid within one verb (not for an orphan in a lower)."""
+        """A ``files.path_at`` path of *node*'s topmost copy, valid within one verb. EOPNOTSUPP for a mount point in no private clone."""
         orphan = node.orphan
         if orphan is None:
             if node.parent is None:
                 return files.path_at(node.layer.root_fd, b"")
-            return files.path_at(self.directory_fd(node.parent, node.layer), node.name)
-        if orphan.fd >= 0:
+            if node.layer.private:
+                return files.path_at(self.directory_fd(node.parent, node.layer), node.name)
+        elif orphan.fd >= 0:
             return files.path_at(orphan.fd, b"")
-        if orphan.work_name is not None:
+        elif orphan.work_name is not None:
             return files.path_at(self.work.fd, orphan.work_name)
-        self._hold_lower_orphan(node, orphan)
-        return files.path_at(orphan.fd, b"")
-
-    def _hold_lower_orphan(self, node: Node, orphan: Orphan) -> None:
-        with self._orphan_directory(node) as (dir_fd, name):
-            orphan.fd = node.layer.open_file(dir_fd, name, os.O_PATH)
-        self._orphan_fds += 1
+        try:
+            fd = self._objects.open((node.ino, node.layer is self.stack.upper), lambda: self._open_file(node, os.O_PATH))
+        except OSError as exc:
+            raise error(errno.EOPNOTSUPP) if exc.errno == errno.EXDEV else exc from None
+        return files.path_at(fd, b"")
 
     @property
     def open_descriptors(self) -> int:
         """How many descriptors are held for nodes."""
-        return len(self._directories) + len(self._files) + self._orphan_fds
+        return len(self._directories) + len(self._files) + len(self._objects) + self._orphan_fds
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
@@ -167,13 +170,12 @@ class Tree:
             return os.fstat(node.layer.root_fd)
         return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
 
-    @staticmethod
-    def links(node: Node, st: os.stat_result) -> int:
+    def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show: 1 for a merged directory (as ovl_getattr), else the backing object's."""
         orphan = node.orphan
         if orphan is not None:
             return 0 if node.directory is not None or orphan.path is not None else st.st_nlink - orphan.links
-        return 1 if Tree.is_merged(node) else st.st_nlink
+        return 1 if self.static_links and node.directory is not None or self.is_merged(node) else st.st_nlink
 
     @staticmethod
     def is_merged(node: Node) -> bool:
@@ -251,7 +253,7 @@ class Tree:
         st = entry.source.stat(self.directory_fd(parent, entry.source), name)
         lowers = self._lower_directories(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
         number = self._number(parent, name, entry, st, lowers)
-        if lowers is None and st.st_nlink > 1 and entry.source is self.stack.upper:
+        if lowers is None and entry.source is self.stack.upper:
             known = self._same_upper_file(number, st)
             if known is not None:
                 self.add_name(known, parent, name, entry)
@@ -282,15 +284,14 @@ class Tree:
 
         0 (one of ours) for a lower non-directory with several links: until they can be tied together each name is an object of its own.
         """
-        upper = self.stack.upper
         if lowers is not None:
             if lowers and lowers[0][0] is not entry.source:
                 st = lowers[0][0].stat(self.directory_fd(parent, lowers[0][0]), name)
-        elif entry.source is not upper:
+        elif entry.source is not self.stack.upper:
             if st.st_nlink > 1:
                 return 0
         elif parent.directory is not None and parent.directory.impure:
-            value = xattrs.find(files.path_at(self.directory_fd(parent, upper), name), self.stack.names.origin)
+            value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
             if value:
                 st = decode_origin(value, self.stack.lowers) or st
         return self.nodes.natural(st.st_dev, st.st_ino)
@@ -333,21 +334,26 @@ class Tree:
     def prepare_orphan(self, node: Node, parent: Node, name: bytes) -> Orphan:
         """How *node* will live on once *name* in *parent* is gone.
 
-        A lower object needs nothing but its path; an upper one a descriptor, or beyond a bound a place in work: then ``work_name`` is set and
-        the caller moves the object there instead of removing it.
+        A lower object needs nothing but its path; an upper one a descriptor, or beyond a bound a place in work: then ``work_name`` is set.
+        A file has that name at once, besides its own; a directory is to be moved there instead of being removed.
         """
         upper = self.stack.upper
         if node.layer is not upper or upper is None:
             above = self.directory_path(parent, node.layer)
             return Orphan(path=above + b"/" + name if above else name)
-        if node.directory is None and self._orphan_fds >= self._orphan_limit:
-            return Orphan(work_name=self.work.name(), links=1)
+        if self._orphan_fds >= self._orphan_limit:
+            kept = self.work.name()
+            if node.directory is None:
+                fd = self.directory_fd(parent, upper)
+                os.link(name, kept, src_dir_fd=fd, dst_dir_fd=self.work.fd, follow_symlinks=False)
+            return Orphan(work_name=kept, links=1)
         return Orphan(fd=upper.open_file(self.directory_fd(parent, upper), name, os.O_PATH))
 
     def make_orphan(self, node: Node, orphan: Orphan) -> None:
         """*node* has no name any more and lives on as *orphan* says."""
         node.orphan = orphan
         self._orphan_fds += orphan.fd >= 0
+        self._drop_objects(node)
         if node.directory is not None:
             self._drop_directory_fds(node)
         self.bury(self.nodes.reparent(node, None, node.name))
@@ -356,6 +362,8 @@ class Tree:
         """Undo ``prepare_orphan``: the name stays after all."""
         if orphan.fd >= 0:
             os.close(orphan.fd)
+        if orphan.work_name is not None:
+            self.work.discard(orphan.work_name)
 
     def _drop_orphan(self, node: Node) -> None:
         orphan = node.orphan
@@ -373,6 +381,7 @@ class Tree:
         for node in dead:
             self._files.drop((node.ino, True))
             self._files.drop((node.ino, False))
+            self._drop_objects(node)
             self._drop_orphan(node)
             if node.directory is not None:
                 self._drop_directory_fds(node)
@@ -386,6 +395,10 @@ class Tree:
             for parent, _ in node.links or ():
                 parent.children -= 1
                 self.bury(self.nodes.reap(parent))
+
+    def _drop_objects(self, node: Node) -> None:
+        self._objects.drop((node.ino, True))
+        self._objects.drop((node.ino, False))
 
     def _drop_directory_fds(self, node: Node) -> None:
         assert node.directory is not None
@@ -458,10 +471,8 @@ class Tree:
         parent_fd = self.directory_fd(parent, upper)
         parent_path = files.path_at(parent_fd, b"")
         times = os.fstat(parent_fd)
-        assert parent.directory is not None
-        if draft.origin and not parent.directory.impure:
-            xattrs.put(parent_path, self.stack.names.impure, IMPURE)
-            parent.directory.impure = True
+        if draft.origin:
+            self.mark_impure(parent)
         files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
         files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
         entry = self.index(parent).entries[node.name]
@@ -469,6 +480,18 @@ class Tree:
             entry.more = (entry.source, *entry.more)
         entry.source = upper
         entry.below = True
+
+    def mark_impure(self, directory: Node) -> None:
+        """Note on upper's copy of *directory* that it holds objects with an origin: only there is it looked for (ovl_set_impure)."""
+        assert directory.directory is not None
+        if not directory.directory.impure:
+            xattrs.put(files.path_at(self.upper_fd(directory), b""), self.stack.names.impure, IMPURE)
+            directory.directory.impure = True
+
+    def pass_on_impurity(self, source: Node, target: Node) -> None:
+        """An object of *source* comes to *target*: if it may have an origin, *target* has to say so."""
+        if source.directory is not None and source.directory.impure:
+            self.mark_impure(target)
 
     def _publish_orphan(self, node: Node, draft: Draft) -> None:
         self._drop_orphan(node)
@@ -480,4 +503,5 @@ class Tree:
             self._drop_orphan(node)
         self._directories.clear()
         self._files.clear()
+        self._objects.clear()
 

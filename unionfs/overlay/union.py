@@ -20,7 +20,7 @@ from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.copy_up import Draft, make_whiteout
-from unionfs.overlay.node import LayerEntry, Node
+from unionfs.overlay.node import LayerEntry, Node, Orphan
 from unionfs.overlay.rename import rename
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree, error
@@ -51,11 +51,16 @@ class Change:
     mtime_ns: int | None = None
 
 
+def without_suid(mode: int) -> int:
+    """*mode* as a write by an ordinary user leaves it (kernel setattr_should_drop_suidgid)."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
 class Union:
     """A mounted or unmounted union over *stack*; owns it from now on."""
 
-    def __init__(self, stack: Stack, *, acl: bool = True) -> None:
-        self.tree = Tree(stack)
+    def __init__(self, stack: Stack, *, acl: bool = True, static_links: bool = False) -> None:
+        self.tree = Tree(stack, static_links=static_links)
         self.stack = stack
         #: Nodes that died since memory was last given back.
         self.forgotten = 0
@@ -132,6 +137,12 @@ class Union:
         """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
         return self.tree.resolve(self.tree.directory(parent), name, entry)
 
+    @staticmethod
+    def live_node(entry: LayerEntry) -> Node | None:
+        """The Node of an *entry*, if it has one already."""
+        node = entry.node
+        return node if isinstance(node, Node) else None
+
     def release(self, node: Node) -> None:
         """Let go of a node from ``entry_node`` that the kernel was not told of after all."""
         self.tree.bury(self.tree.nodes.reap(node))
@@ -142,14 +153,19 @@ class Union:
 
     # -- data ------------------------------------------------------------------------------------------------------------
 
-    def open(self, ino: int, flags: int) -> None:
-        """What opening with *flags* demands at once: a copy in upper when it is for writing, truncation with O_TRUNC."""
-        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            self.tree.node(ino)
-        elif flags & os.O_TRUNC:
-            self.setattr(ino, Change(size=0))
-        else:
+    def open(self, ino: int, flags: int, *, drop_suid: bool = False) -> None:
+        """What opening with *flags* demands at once: a copy in upper when it is for writing, truncation with O_TRUNC.
+
+        *drop_suid*: truncation takes suid, and sgid of what the group may execute, away (the caller lacks CAP_FSETID).
+        """
+        if flags & os.O_TRUNC:
+            _, st = self.setattr(ino, Change(size=0))
+            if drop_suid and st.st_mode & (stat.S_ISUID | stat.S_ISGID):
+                self.setattr(ino, Change(mode=without_suid(st.st_mode)))
+        elif flags & os.O_ACCMODE != os.O_RDONLY:
             self._up(ino)
+        else:
+            self.tree.node(ino)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes; fewer only at the end of the file."""
@@ -186,6 +202,10 @@ class Union:
         return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.tree.upper_fd(node))
 
     # -- copy-up ---------------------------------------------------------------------------------------------------------
+
+    def is_up(self, ino: int) -> bool:
+        """Whether *ino* is in upper."""
+        return self.tree.node(ino).layer is self.stack.upper
 
     def begin_copy_up(self, ino: int, size: int | None = None) -> Draft | None:
         """The Draft to build before *ino* can be changed, None when there is nothing to do. *size*: it will be truncated to that."""
@@ -240,8 +260,8 @@ class Union:
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP."""
-        self._refuse_acl(name)
-        return xattrs.get(self.tree.place(self.tree.node(ino)), self.stack.names.stored(name))
+        stored = self._stored(name)
+        return xattrs.get(self.tree.place(self.tree.node(ino)), stored)
 
     def listxattr(self, ino: int) -> list[bytes]:
         """All names, as a user of the mount sees them."""
@@ -250,23 +270,30 @@ class Union:
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
-        self._refuse_acl(name)
+        stored = self._stored(name)
         node = self._up(ino)
-        xattrs.put(self.tree.place(node), self.stack.names.stored(name), value, flags)
+        xattrs.put(self.tree.place(node), stored, value, flags)
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        """Remove one; ENODATA without it, and then nothing is copied up."""
-        self._refuse_acl(name)
-        stored = self.stack.names.stored(name)
+        """Remove one; ENODATA without it, and then nothing is copied up. An object in upper need not have the ACL that is removed."""
+        stored = self._stored(name)
         node = self.tree.node(ino)
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.place(node), stored)
         self._bring_up(node)
-        xattrs.drop(self.tree.place(node), stored)
+        try:
+            xattrs.drop(self.tree.place(node), stored)
+        except OSError as exc:
+            if exc.errno != errno.ENODATA or name not in (ACCESS, DEFAULT):  # no ACL is not an error (vfs_remove_acl)
+                raise
 
-    def _refuse_acl(self, name: bytes) -> None:
+    def _stored(self, name: bytes) -> bytes:
+        """The name on disk of an attribute. EOPNOTSUPP for an ACL under noacl, EINVAL for nothing but our prefix (xattr_resolve_name)."""
         if not self._acl and name in (ACCESS, DEFAULT):
             raise error(errno.EOPNOTSUPP)
+        if name == self.stack.names.prefix:
+            raise error(errno.EINVAL)
+        return self.stack.names.stored(name)
 
     # -- making ----------------------------------------------------------------------------------------------------------
 
@@ -321,10 +348,15 @@ class Union:
         self._bring_up(node)
         tree = self.tree
         assert node.parent is not None
+        tree.pass_on_impurity(node.parent, directory)
         source = tree.upper_fd(node.parent)
         at_fd, at = self._workplace(directory, name)
         os.link(node.name, at, src_dir_fd=source, dst_dir_fd=at_fd, follow_symlinks=False)
-        self._settle(directory, name, at_fd, at, False)
+        try:
+            self._settle(directory, name, at_fd, at, False)
+        except BaseException:
+            tree.work.discard(at)
+            raise
         entry = self._enter(directory, name, stat.S_IFREG)
         tree.add_name(node, directory, name, entry)
         node.lookups += 1
@@ -454,7 +486,7 @@ class Union:
         node = entry.node if isinstance(entry.node, Node) else None
         orphan = None if node is None or node.links is not None else tree.prepare_orphan(node, directory, name)
         try:
-            self._take_away(directory, name, entry, orphan.work_name if orphan else None)
+            self._take_away(directory, name, entry, orphan)
         except BaseException:
             if orphan is not None:
                 tree.abandon_orphan(orphan)
@@ -468,26 +500,32 @@ class Union:
             tree.make_orphan(node, orphan)
         tree.bury(tree.nodes.reap(node))
 
-    def _take_away(self, directory: Node, name: bytes, entry: LayerEntry, keep_as: bytes | None) -> None:
-        """Remove *name* from upper, or cover it by a whiteout when something is below; *keep_as*: move it to that name in work."""
+    def _take_away(self, directory: Node, name: bytes, entry: LayerEntry, orphan: Orphan | None) -> None:
+        """Remove *name* from upper, or cover it by a whiteout when something is below.
+
+        A directory goes to work first: it may hold whiteouts.
+        """
         tree = self.tree
         upper_fd, work = tree.upper_fd(directory), tree.work
         if entry.source is not tree.upper:
             make_whiteout(upper_fd, name)
-        elif keep_as is not None:
-            files.renameat2(upper_fd, name, work.fd, keep_as, files.RENAME_WHITEOUT if entry.below else 0)
-        elif not entry.below and entry.kind != stat.S_IFDIR:
-            os.unlink(name, dir_fd=upper_fd)
-        elif not entry.below:
-            gone = work.name()  # it may hold whiteouts of its own
-            files.renameat2(upper_fd, name, work.fd, gone)
-            work.discard(gone)
+            return
+        if entry.kind != stat.S_IFDIR:
+            if entry.below:
+                files.renameat2(work.fd, work.whiteout(), upper_fd, name)
+            else:
+                os.unlink(name, dir_fd=upper_fd)
+            return
+        keep_as = None if orphan is None else orphan.work_name
+        gone = work.whiteout() if entry.below else keep_as or work.name()
+        if entry.below:
+            files.renameat2(work.fd, gone, upper_fd, name, files.RENAME_EXCHANGE)
         else:
-            cover = work.whiteout()
-            flags = files.RENAME_EXCHANGE if entry.kind == stat.S_IFDIR else 0
-            files.renameat2(work.fd, cover, upper_fd, name, flags)
-            if flags:
-                work.discard(cover)
+            files.renameat2(upper_fd, name, work.fd, gone)
+        if keep_as is None:
+            work.discard(gone)
+        elif gone != keep_as:
+            files.renameat2(work.fd, gone, work.fd, keep_as)
 
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
         """renameat2 with NOREPLACE or EXCHANGE; EXDEV for a directory that exists in a lower, EINVAL for other flags."""
