@@ -1,7 +1,8 @@
 """A mount's life: make it, serve it until it is unmounted or we are told to stop.
 
-Order matters to callers: open the layers (overlay.stack) first, then ``create_mount``, import what serving needs (``prepare``), ``serve``,
-and attach the mount when it says it is ready. After the mount is attached the server must not touch a path that may lie in it, so nothing is imported or opened any more.
+Order matters to callers: open the layers (overlay.stack), ``create_mount``, ``prepare`` (imports all that serving needs), ``serve``, and
+attach the mount when that says it is ready. From then on the server must not touch a path that may lie in the mount: nothing is
+imported or opened any more.
 """
 
 from __future__ import annotations
