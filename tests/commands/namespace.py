@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import unionfs
 from tests.commands.program import Argument, Done, environment, run
 from tests.support import system
 
@@ -66,16 +67,23 @@ class Namespace:
             holder.kill()
 
     def let_users_run_the_program(self, scratch: Path) -> None:
-        """Python may live where only root gets, as below /root: such a directory is replaced by one that leads to it alone."""
-        prefix = Path(sys.base_prefix).resolve()
-        closed = [parent for parent in prefix.parents if not stat.S_IMODE(parent.stat().st_mode) & stat.S_IXOTH]
-        if closed:
-            kept = scratch / "prefix"
-            kept.mkdir()
-            self.bind(prefix, kept)
-            self.must("mount", "-t", "tmpfs", "-o", "mode=755", "none", closed[-1])
-            self.must("mkdir", "-p", prefix)
-            self.bind(kept, prefix)
+        """Python and the program may live where only root gets, as below /root: there a directory that leads to them alone is put.
+
+        And the user gets a name, without which fusermount3 does nothing.
+        """
+        needed = [Path(sys.base_prefix).resolve(), Path(unionfs.__file__).resolve().parents[1]]
+        shut = [where for where in needed if any(not stat.S_IMODE(p.stat().st_mode) & stat.S_IXOTH for p in where.parents)]
+        for number, where in enumerate(shut):
+            (scratch / f"open{number}").mkdir()
+            self.bind(where, scratch / f"open{number}")
+        for top in {_outermost_closed(where) for where in shut}:
+            self.must("mount", "-t", "tmpfs", "-o", "mode=755", "none", top)
+        for number, where in enumerate(shut):
+            self.must("mkdir", "-p", where)
+            self.bind(scratch / f"open{number}", where)
+        passwd = scratch / "passwd"
+        passwd.write_text(Path("/etc/passwd").read_text() + f"unionfs-test:x:{USER}:{USER}::/:/bin/sh\n")
+        self.bind(passwd, "/etc/passwd")
 
     def let_users_use_fuse(self, scratch: Path, *, mode: int = 0o666, conf: str = "") -> None:
         """A fuse device of our own with this mode, and an /etc/fuse.conf."""
@@ -87,6 +95,16 @@ class Namespace:
         self.bind(scratch / "fuse.conf", "/etc/fuse.conf")
 
 
+def _connections(pid: int) -> set[int]:
+    """The FUSE connections of the unions that the process *pid* sees."""
+    points = system.mount_points(pid)
+    return {point.connection for point in points if point.fstype == "fuse.unionfs" and point.connection is not None}
+
+
+def _outermost_closed(where: Path) -> Path:
+    return [parent for parent in where.parents if not stat.S_IMODE(parent.stat().st_mode) & stat.S_IXOTH][-1]
+
+
 @contextmanager
 def namespace() -> Iterator[Namespace]:
     """A new one; at the end every union in it is taken away."""
@@ -95,12 +113,13 @@ def namespace() -> Iterator[Namespace]:
             own = os.readlink("/proc/self/ns/mnt")
             while os.readlink(f"/proc/{keeper.pid}/ns/mnt") == own:
                 time.sleep(0.002)
+            copied = _connections(keeper.pid)  # the mounts of the host show here too, and are none of our business
             yield Namespace(keeper.pid)
         finally:
-            left = [point.connection for point in system.mount_points(keeper.pid) if point.fstype == "fuse.unionfs"]
+            left = _connections(keeper.pid) - copied
             keeper.kill()
             keeper.wait()
             for process in system.processes():  # the namespace lives as long as a server in it
-                if system.held_connections(process.pid) & {number for number in left if number is not None}:
+                if system.held_connections(process.pid) & left:
                     os.kill(process.pid, signal.SIGKILL)
                     system.wait_until_gone(process.pid, 10)
