@@ -240,3 +240,10 @@ def test_a_mount_over_its_own_lower_and_upper(scratch: Path, layers: Layers) -> 
         assert run("umount", lower).status == 0
     assert not found.is_mounted()
     assert (lower / "file").read_text() == "in lower0\n"
+
+
+def test_with_static_nlink_every_directory_shows_one_link(layers: Layers, mnt: Place) -> None:
+    assert layers.upper is not None
+    (layers.upper / "directory" / "inside").mkdir(parents=True)
+    assert run("mount", "-o", texts(layers) + ",static_nlink", mnt.path).status == 0
+    assert (mnt.path / "directory").stat().st_nlink == 1

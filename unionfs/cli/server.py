@@ -54,7 +54,7 @@ def run(request: Request, reporter: Reporter) -> None:
         settings, warning = _settings(request.options, stack, debug=request.debug)
         if warning:
             reporter.warning(warning)
-        union = Union(stack, acl=request.options.acl)
+        union = Union(stack, acl=request.options.acl, static_links=request.options.static_nlink)
         session.prepare()
         cleanup.enter_context(_no_more_imports())
         mount = _Mount(request, reporter, record, registration, settings)
