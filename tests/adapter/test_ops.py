@@ -179,6 +179,14 @@ async def test_opening_for_writing_copies_up_as_much_as_is_needed(
     assert union.asked[2][:3] == ("open", 7, flags)
 
 
+@pytest.mark.parametrize(("ctx", "expected"), [(ROOT, False), (USER, True)])
+async def test_an_ordinary_user_who_truncates_takes_suid_away(
+    ops: Operations, union: FakeUnion, ctx: pyfuse3.RequestContext, expected: bool
+) -> None:
+    await ops.open(FILE, os.O_WRONLY | os.O_TRUNC, ctx)
+    assert union.asked[-1][3] == {"drop_suid": expected}
+
+
 async def test_create_makes_and_opens(ops: Operations, union: FakeUnion) -> None:
     info, entry = await ops.create(TOP, b"new", ModeT(0o640), os.O_RDWR | os.O_CREAT, USER)
     assert info.fh == entry.st_ino == union.names[1, b"new"]

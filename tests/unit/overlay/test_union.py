@@ -148,6 +148,14 @@ def test_merged_directories_have_one_link_and_others_their_own(world: World, top
     assert view.nlink(b"single") == 1
 
 
+def test_with_static_links_every_directory_has_one(world: World, base: Path) -> None:
+    (base / "single" / "sub").mkdir(parents=True)
+    put(base / "file")
+    os.link(base / "file", base / "link")
+    view = world.open(static_links=True)
+    assert [view.nlink(path) for path in (b"", b"single", b"single/sub", b"file")] == [1, 1, 1, 2]
+
+
 def test_names_and_targets_are_any_bytes(world: World, top: Path) -> None:
     odd = bytes(byte for byte in range(1, 256) if byte != ord("/"))[:NAME_MAX]
     assert len(odd) == 254
@@ -584,6 +592,19 @@ def test_opening_copies_up_what_will_be_written(world: World, top: Path, flags: 
     assert view.stat(b"file").st_size == size
 
 
+@pytest.mark.parametrize(("mode", "left"), [(0o6755, "0755"), (0o4644, "0644"), (0o2644, "2644"), (0o2610, "0610")])
+def test_truncating_takes_suid_away_where_it_is_told_to(
+    world: World, top: Path, root: None, mode: int, left: str
+) -> None:
+    """sgid of what the group may not execute is a mark of mandatory locking and stays."""
+    for name in ("told", "not told"):
+        put(top / name, b"old", mode)
+    view = world.open()
+    view.union.open(view.ino(b"told"), os.O_WRONLY | os.O_TRUNC, drop_suid=True)
+    view.union.open(view.ino(b"not told"), os.O_WRONLY | os.O_TRUNC)
+    assert (view.entry(b"told").mode, view.entry(b"not told").mode) == (left, f"{mode:04o}")
+
+
 def test_readers_of_a_lower_file_see_what_is_written_to_its_copy(world: World, top: Path) -> None:
     put(top / "file", b"old")
     view = world.open()
@@ -674,6 +695,15 @@ def test_a_nested_overlay_finds_its_escaped_marks(world: World, top: Path, root:
     assert view.xattrs(b"file") == {b"trusted.overlay.origin": b"inner"}
     view.chmod(b"file", 0o600)
     assert view.xattrs(b"file") == {b"trusted.overlay.origin": b"inner"}
+
+
+def test_our_prefix_alone_names_no_attribute(world: World, top: Path, root: None) -> None:
+    put(top / "file")
+    view = world.open()
+    ino = view.ino(b"file")
+    for action in (lambda: view.union.getxattr(ino, b"trusted.overlay."),
+                   lambda: view.union.setxattr(ino, b"trusted.overlay.", b"")):
+        assert code_of(action) == errno.EINVAL
 
 
 def test_create_and_replace_are_honoured(world: World, top: Path) -> None:

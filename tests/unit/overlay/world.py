@@ -185,11 +185,11 @@ class World:
         lowers = [os.fsencode(path) for path in self.lowers]
         return (lowers, os.fsencode(self.upper), os.fsencode(self.work)) if writable else (lowers, None, None)
 
-    def open(self, *, writable: bool = True, acl: bool = True, volatile: bool = True,
+    def open(self, *, writable: bool = True, acl: bool = True, volatile: bool = True, static_links: bool = False,
              userxattr: bool = USERXATTR) -> View:
         """A union over the layers. Volatile unless asked otherwise: the disk has no part in most tests."""
         stack = open_stack(*self.stack_arguments(writable=writable), userxattr=userxattr, volatile=volatile)
-        union = Union(stack, acl=acl)
+        union = Union(stack, acl=acl, static_links=static_links)
         self._open.append(union)
         return View(union)
 
