@@ -28,7 +28,8 @@ from unionfs.runtime import scratch as scratch_directories
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
-BUSY = "sleep 1000 & setsid sleep 1000 & (while :; do echo x >/file; rm /file; done) & echo ready; wait"
+#: Says nothing on stderr, also when its root is taken away below it.
+BUSY = "exec 2>/dev/null; sleep 1000 & setsid sleep 1000 & (while :; do echo x >/file; rm /file; done) & echo ready; wait"
 VICTIMS: dict[str, Callable[[int], int | None]] = {"runner": lambda pid: pid, "server": server_of, "pid 1": init_of}
 
 
