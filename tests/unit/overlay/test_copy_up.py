@@ -542,16 +542,32 @@ def test_without_file_handles_the_origin_is_written_as_unknown(world: World, low
     assert view.ino(b"dir/file") == ino
 
 
-def test_without_the_right_to_open_handles_a_copy_has_its_own_number_after_a_remount(
+@pytest.mark.parametrize("kind", ["symlink", "fifo"])
+def test_with_userxattr_what_cannot_hold_an_origin_is_copied_without_one(world: World, lower: Path, kind: str) -> None:
+    """user.* attributes exist on files and directories only."""
+    if kind == "symlink":
+        (lower / "it").symlink_to("target")
+    else:
+        os.mkfifo(lower / "it")
+    view = world.open(userxattr=True)
+    view.change(b"it", Change(mtime_ns=5))
+    assert (world.upper / "it").lstat().st_mtime_ns == 5
+    view.rename(b"it", b"moved")
+    view.link(b"moved", b"link")
+    assert view.names() == [b"link", b"moved"]
+
+
+def test_without_the_right_to_open_handles_a_moved_copy_shows_its_own_number(
     world: World, lower: Path, failing: Failing
 ) -> None:
     put(lower / "dir" / "file", b"x")
     view = world.open()
     view.write(b"dir/file", b"y")
+    view.rename(b"dir/file", b"moved")
     failing(files, "open_by_handle", errno.EPERM)
     view = world.reopen(view)
-    assert view.read(b"dir/file") == b"y"
-    assert view.ino(b"dir/file") == (world.upper / "dir" / "file").stat().st_ino
+    assert view.read(b"moved") == b"y"
+    assert view.ino(b"moved") == (world.upper / "moved").stat().st_ino
 
 
 @pytest.mark.parametrize(
