@@ -128,8 +128,9 @@ class Registration:
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket_name = b"%d-%d.sock" % (os.getpid(), time.monotonic_ns())
         try:
-            self.control.bind(_at(self._dir_fd, self._socket_name))
-            self.control.listen()
+            with _locked(self._dir_fd):  # whoever looks meanwhile would take a socket that does not listen yet for a dead one
+                self.control.bind(_at(self._dir_fd, self._socket_name))
+                self.control.listen()
         except OSError:
             self.control.close()
             os.close(self._dir_fd)

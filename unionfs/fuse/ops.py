@@ -289,9 +289,13 @@ class Operations(pyfuse3.Operations):
             made = self._union.make_file(parent, name, mode, _caller(ctx))
         else:  # somebody made it between the kernel's look-up and now
             ino = found[0].ino
-            await self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
-            self._union.open(ino, flags, drop_suid=ctx.uid != 0)
-            made = self._union.getattr(ino)
+            try:
+                await self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
+                self._union.open(ino, flags, drop_suid=ctx.uid != 0)
+                made = self._union.getattr(ino)
+            except Exception:
+                self._union.forget(ino, 1)  # the kernel is told nothing of it
+                raise
         return FileInfo(fh=FileHandleT(made[0].ino), keep_cache=True), self._entry(made)
 
     @verb

@@ -111,6 +111,7 @@ def mount_with_fusermount(settings: Settings, target: bytes) -> int:
         if done.returncode:
             reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise MountError(reason[-1] if reason else f"fusermount3 failed on {printable(target)}")
+        theirs.close()  # else the end of what fusermount3 sent would never be seen
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     fds = array.array("i")
     for level, kind, data in ancillary:

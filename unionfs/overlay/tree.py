@@ -293,8 +293,20 @@ class Tree:
         elif parent.directory is not None and parent.directory.impure:
             value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
             if value:
-                st = decode_origin(value, self.stack.lowers) or st
+                st = decode_origin(value, self.stack.lowers) or self._unmoved_origin(parent, name, value) or st
         return self.nodes.natural(st.st_dev, st.st_ino)
+
+    def _unmoved_origin(self, parent: Node, name: bytes, value: bytes) -> os.stat_result | None:
+        """The lower object an ``origin`` names, for who may not open by handle: found only if it lies where it was copied up from."""
+        assert parent.directory is not None
+        for layer, _ in parent.directory.lowers:
+            fd = self.directory_fd(parent, layer)
+            try:
+                st = layer.stat(fd, name)
+            except OSError:
+                continue
+            return st if encode_origin(layer, fd, name) == value else None
+        return None
 
     def _same_upper_file(self, number: int, st: os.stat_result) -> Node | None:
         """The live node of the upper file *st* when another of its links is known already."""
@@ -442,7 +454,8 @@ class Tree:
             name = node.name
             source = os.dup(self.directory_fd(node.parent, node.layer))
         shared = node.directory is None and st.st_nlink > 1  # copy-up breaks the link: the copy is an object of its own
-        origin = None if shared or node.parent is None else encode_origin(node.layer, source, name)
+        holds_marks = not names.userxattr or stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR)  # xattr(7)
+        origin = encode_origin(node.layer, source, name) if holds_marks and not shared and node.parent is not None else None
         sync = self.stack.sync and size > 0
         return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, origin, sync)
 
