@@ -95,7 +95,7 @@ _hard_links = st.builds(Node, st.just("hardlink"), data=paths)
 _specials = st.builds(
     Node, st.sampled_from(["fifo", "socket", "character device", "block device"]), file_modes, owners, rdev=devices,
     mtime_ns=_moments)
-_nodes = st.one_of(_files, _directories, _files, _directories, _whiteouts, _symlinks, _hard_links, _specials)
+_nodes = st.one_of(_files, _directories, _files, _directories, _files, _files, _whiteouts, _symlinks, _hard_links, _specials)
 
 Layer = list[tuple[bytes, Node]]
 _MOST_NODES = 12
