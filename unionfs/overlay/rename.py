@@ -21,6 +21,23 @@ _KNOWN = files.RENAME_NOREPLACE | files.RENAME_EXCHANGE
 
 def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, flags: int) -> None:
     """Move *old* in *old_dir* to *new* in *new_dir*; see Union.rename."""
+    source, node, target, other = _checked(tree, old_dir, old, new_dir, new, flags)
+    if target is not None and other is not None:
+        _exchange(tree, (old_dir, old, source, node), (new_dir, new, target, other))
+    elif target is None or target.node is not node:  # of two names of one file POSIX says that nothing happens
+        _move(tree, old_dir, old, source, node, new_dir, new, target)
+
+
+def to_bring_up(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, flags: int) -> list[Node]:
+    """The files this rename copies up; raises what it would raise before it changes anything."""
+    _, node, _, other = _checked(tree, old_dir, old, new_dir, new, flags)
+    return [moved for moved in (node, other) if moved is not None and moved.directory is None and moved.layer is not tree.upper]
+
+
+def _checked(
+    tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, flags: int
+) -> tuple[LayerEntry, Node, LayerEntry | None, Node | None]:
+    """(source, its node, target, its node for an exchange) of a rename that may be done."""
     if flags & ~_KNOWN or flags == _KNOWN:
         raise error(errno.EINVAL)
     source = tree.need(old_dir, old)
@@ -31,19 +48,16 @@ def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, fla
         raise error(errno.ENOENT)
     if flags & files.RENAME_NOREPLACE and target is not None:
         raise error(errno.EEXIST, new)
-    if flags & files.RENAME_EXCHANGE and target is None:
-        raise error(errno.ENOENT, new)
-    if target is not None and not flags & files.RENAME_EXCHANGE:
+    if flags & files.RENAME_EXCHANGE:
+        if target is None:
+            raise error(errno.ENOENT, new)
+        return source, _movable(tree, old_dir, old, source), target, _movable(tree, new_dir, new, target)
+    if target is not None:
         _check_kinds(source, new, target)
     node = _movable(tree, old_dir, old, source)
-    if flags & files.RENAME_EXCHANGE and target is not None:
-        _exchange(tree, (old_dir, old, source, node), (new_dir, new, target, _movable(tree, new_dir, new, target)))
-        return
-    if target is not None:
-        if target.node is node:
-            return  # two names of one file: POSIX says nothing happens
+    if target is not None and target.node is not node:
         _check_empty(tree, new_dir, new, target)
-    _move(tree, old_dir, old, source, node, new_dir, new, target)
+    return source, node, target, None
 
 
 def _movable(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> Node:

@@ -21,7 +21,7 @@ from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.copy_up import Draft, make_whiteout
 from unionfs.overlay.node import LayerEntry, Node, Orphan
-from unionfs.overlay.rename import rename
+from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree, error
 from unionfs.overlay.whiteout import OPAQUE
@@ -533,14 +533,8 @@ class Union:
 
     def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:
         """The files that a rename would copy up: for callers who want to do that part beforehand."""
-        names = [(old_parent, old), *([(new_parent, new)] if flags & files.RENAME_EXCHANGE else ())]
-        found: list[int] = []
-        for parent, name in names:
-            directory = self.tree.directory(parent)
-            entry = self.tree.find(directory, name)
-            if entry is not None and entry.kind != stat.S_IFDIR and entry.source is not self.stack.upper:
-                found.append(self.tree.resolve(directory, name, entry)[0].ino)
-        return found
+        tree = self.tree
+        return [node.ino for node in to_bring_up(tree, tree.directory(old_parent), old, tree.directory(new_parent), new, flags)]
 
     def close(self) -> None:
         """Give back everything: descriptors, what unlinked files left in work, the locks."""
