@@ -17,7 +17,7 @@ from tests.diff import operations
 from tests.diff.layers import Stack, build
 from tests.diff.operations import Answer, Side
 from tests.diff.steps import Step
-from tests.support import tree
+from tests.support import acl, tree
 from tests.support.mounts import Layers, Mount, Mounts
 
 # How many of a verb's first arguments are paths that it may change.
@@ -116,7 +116,25 @@ class Comparison:
             for victim in self._below(step.arguments[0]):
                 self._do_one(Step(self._remover(victim), (victim,)))
         elif step.verb != "kept_read" or self._coherent(step.arguments[0]):
-            self._do_one(replace(step, who=0) if step.who and self._has_odd_setgid(step) else step)
+            self._do_one(self._comparable(step))
+
+    def _comparable(self, step: Step) -> Step:
+        """The step without what the kernel's FUSE is known to do in its own way."""
+        if step.who and self._has_odd_setgid(step):
+            step = replace(step, who=0)
+        if step.umask and self._inherits_acl(step):
+            step = replace(step, umask=0)
+        return step
+
+    def _inherits_acl(self, step: Step) -> bool:
+        """Whether something is made below a default ACL. The umask does not count there, but the kernel's FUSE applies it
+        unless FUSE_DONT_MASK is negotiated."""
+        if step.verb not in ("mkdir", "mknod", "open_file"):
+            return False
+        directory = os.path.dirname(os.path.realpath(self.sides[1].at(step.arguments[0])))
+        with contextlib.suppress(OSError):
+            return acl.DEFAULT in os.listxattr(directory)
+        return False
 
     def _has_odd_setgid(self, step: Step) -> bool:
         """Whether a user is about to change a file with setgid but no group execution. Local filesystems take the bit
