@@ -325,11 +325,14 @@ class Operations(pyfuse3.Operations):
 
     @slow_verb
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        fd = self._union.sync_fd(fh)
+        await self._sync(fh, os.fdatasync if datasync else os.fsync)
+
+    async def _sync(self, ino: int, sync: Callable[[int], None]) -> None:
+        fd = self._union.sync_fd(ino)
         if fd is None:
             return
         try:
-            await self._blocking.in_thread(lambda: os.fdatasync(fd) if datasync else os.fsync(fd))
+            await self._blocking.in_thread(lambda: sync(fd))
         finally:
             os.close(fd)
 
@@ -366,10 +369,4 @@ class Operations(pyfuse3.Operations):
 
     @slow_verb
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        fd = self._union.sync_fd(fh)
-        if fd is None:
-            return
-        try:
-            await self._blocking.in_thread(lambda: os.fsync(fd))
-        finally:
-            os.close(fd)
+        await self._sync(fh, os.fsync)
