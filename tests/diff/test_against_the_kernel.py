@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.diff import machine
-from tests.diff.layers import stacks
-from tests.diff.steps import sequences
-from tests.support.mounts import Mounts
+from tests.diff import machine, operations
+from tests.diff.layers import Node, Stack, stacks
+from tests.diff.steps import Step, sequences
+from tests.support.mounts import Layers, Mount, Mounts
 
 SUBJECT = os.environ.get("UNIONFS_DIFF_SUBJECT", "ours")
 SEED = int(os.environ.get("UNIONFS_DIFF_SEED") or secrets.randbits(32))
@@ -54,3 +57,44 @@ def test_random_operations_on_random_layers_have_the_same_effect_as_on_the_kerne
         one_round(number, mounts, counters)
     print(counters)
     assert counters.operations >= FEWEST_OPERATIONS
+
+
+# ---- the comparison itself ----
+
+TWO_LAYERS = Stack(([(b"a", Node("file", data=b"top"))], [(b"a", Node("file", data=b"base")), (b"b", Node("file"))]), [])
+
+
+def test_the_comparison_notices_layers_in_the_wrong_order(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reversed_lowers(self: Mounts, kind: str) -> Callable[..., Mount]:
+        def mount(layers: Layers, *, target: Path | None = None) -> Mount:
+            return self.kernel(replace(layers, lowers=layers.lowers[::-1]), target=target)
+        return mount
+
+    monkeypatch.setattr(Mounts, "by_kind", reversed_lowers)
+    with pytest.raises(machine.Disagreement, match="b'base'"):
+        machine.run("kernel", TWO_LAYERS, [Step("read", (b"a",))], mounts.scratch, machine.Counters())
+    with pytest.raises(machine.Disagreement, match="content"):
+        machine.run("kernel", TWO_LAYERS, [], mounts.scratch, machine.Counters())
+
+
+@pytest.mark.parametrize("step", [Step("chmod", (b"a", 0o600)), Step("unlink", (b"b",)), Step("mkdir", (b"c", 0o755)),
+                                  Step("setxattr", (b"a", "user.one", b"x", 0, True)), Step("truncate", (b"a", 1))])
+def test_the_comparison_notices_a_verb_that_does_nothing(
+        mounts: Mounts, monkeypatch: pytest.MonkeyPatch, step: Step) -> None:
+    real = getattr(operations, step.verb)
+
+    def only_on_the_kernel(side: operations.Side, *arguments: object) -> object:
+        return real(side, *arguments) if b"/kernel/" in side.root else None
+
+    monkeypatch.setattr(operations, step.verb, only_on_the_kernel)
+    with pytest.raises(machine.Disagreement):
+        machine.run("kernel", TWO_LAYERS, [step], mounts.scratch, machine.Counters())
+
+
+def test_the_comparison_notices_that_a_lower_was_written(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_below(side: operations.Side, path: bytes) -> None:
+        Path(os.fsdecode(side.upper)).parent.joinpath("lower1", "new").write_text("x")
+
+    monkeypatch.setattr(operations, "touch", write_below)
+    with pytest.raises(machine.Disagreement):
+        machine.run("kernel", TWO_LAYERS, [Step("touch", (b"a",))], mounts.scratch, machine.Counters())
