@@ -61,7 +61,7 @@ class FdCache(Generic[K]):
 
 
 def share_of_descriptors(used: int) -> int:
-    """A quarter of the descriptors this process may have besides *used*, within reason: for each of the three kinds held."""
+    """For each of the four kinds held a sixth of the descriptors this process may have besides *used*, within reason."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = (1 << 20 if soft == resource.RLIM_INFINITY else soft) - used
-    return max(16, min(free // 4, 4096))
+    return max(16, min(free // 6, 4096))

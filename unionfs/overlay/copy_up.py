@@ -184,8 +184,7 @@ def encode_origin(layer: Layer, dir_fd: int, name: bytes) -> bytes:
     if length > 255 or kind > 255:
         return b""
     flags = 0 if sys.byteorder == "little" else _ORIGIN_BIG_ENDIAN
-    uuid = files.filesystem_uuid(layer.mount_handle())
-    return _ORIGIN_HEADER.pack(0, _ORIGIN_MAGIC, length, flags, kind, uuid) + handle
+    return _ORIGIN_HEADER.pack(0, _ORIGIN_MAGIC, length, flags, kind, layer.uuid()) + handle
 
 
 def decode_origin(value: bytes, lowers: tuple[Layer, ...]) -> os.stat_result | None:
@@ -202,9 +201,10 @@ def decode_origin(value: bytes, lowers: tuple[Layer, ...]) -> os.stat_result | N
             continue
         tried.add(layer.device)
         try:
-            if files.filesystem_uuid(layer.mount_handle()) != uuid:
+            if layer.uuid() != uuid:
                 continue
-            fd = files.open_by_handle(layer.mount_handle(), kind, value[_ORIGIN_HEADER.size :])
+            with layer.for_handles() as mount_fd:
+                fd = files.open_by_handle(mount_fd, kind, value[_ORIGIN_HEADER.size :])
         except OSError:
             continue
         try:

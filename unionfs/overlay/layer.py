@@ -25,7 +25,7 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 class Layer:
     """A directory tree. *private*: the root descriptor belongs to a clone of the mount, nothing can be mounted in it."""
 
-    __slots__ = ("device", "handle_fd", "private", "root_fd", "traps", "where")
+    __slots__ = ("_uuid", "device", "private", "root_fd", "traps", "where")
 
     def __init__(self, root_fd: int, *, private: bool, where: bytes) -> None:
         self.root_fd = root_fd
@@ -35,8 +35,7 @@ class Layer:
         self.device = os.fstat(root_fd).st_dev
         #: (device, ino) of directories shown empty: the upper and work of the union itself.
         self.traps: frozenset[tuple[int, int]] = frozenset()
-        #: A descriptor that is not O_PATH, as open_by_handle_at needs; opened at the first use.
-        self.handle_fd = -1
+        self._uuid: bytes | None = None
 
     def open_directory(self, path: bytes) -> int:
         """O_PATH descriptor of the directory *path* (relative to the root, no symlink in it; empty: the root)."""
@@ -133,14 +132,25 @@ class Layer:
         """Whether the directory *name* hides what is below it."""
         return self.attribute(dir_fd, name, names.opaque) == OPAQUE
 
-    def mount_handle(self) -> int:
-        """A descriptor on this layer's filesystem that file handles can be opened through."""
-        if self.handle_fd < 0:
-            self.handle_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root_fd)
-        return self.handle_fd
+    @contextmanager
+    def for_handles(self) -> Iterator[int]:
+        """A descriptor on this layer's filesystem that is not O_PATH, as open_by_handle_at and ioctl need.
+
+        Not kept: hundreds of layers may be all the descriptors a process can have.
+        """
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root_fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def uuid(self) -> bytes:
+        """The uuid of its filesystem, zeros when that tells none."""
+        if self._uuid is None:
+            with self.for_handles() as fd:
+                self._uuid = files.filesystem_uuid(fd)
+        return self._uuid
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Give the descriptor back."""
         os.close(self.root_fd)
-        if self.handle_fd >= 0:
-            os.close(self.handle_fd)

@@ -108,7 +108,7 @@ def _move(
     victim = target.node if target is not None and isinstance(target.node, Node) else None
     orphan: Orphan | None = None
     if victim is not None and victim.links is None:
-        orphan = tree.prepare_orphan(victim, new_dir, new)
+        orphan = tree.prepare_orphan(victim, new_dir, new, replaced=True)
     try:
         _move_in_upper(tree, old_dir, old, source, new_dir, new, target)
     except BaseException:

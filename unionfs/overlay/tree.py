@@ -36,7 +36,7 @@ class Tree:
         #: Every directory shows the link count 1.
         self.static_links = static_links
         self.nodes = NodeTable()
-        share = share_of_descriptors(used=2 * len(stack.lowers) + 32)
+        share = share_of_descriptors(used=len(stack.lowers) + 32)
         self._directories: FdCache[tuple[Node, Layer]] = FdCache(share)
         self._files: FdCache[tuple[int, bool]] = FdCache(share)
         #: O_PATH descriptors of objects that no path may stand for; by number, and whether of the writable copy.
@@ -343,17 +343,18 @@ class Tree:
 
     # -- objects without a name ------------------------------------------------------------------------------------------
 
-    def prepare_orphan(self, node: Node, parent: Node, name: bytes) -> Orphan:
+    def prepare_orphan(self, node: Node, parent: Node, name: bytes, *, replaced: bool = False) -> Orphan:
         """How *node* will live on once *name* in *parent* is gone.
 
         A lower object needs nothing but its path; an upper one a descriptor, or beyond a bound a place in work: then ``work_name`` is set.
-        A file has that name at once, besides its own; a directory is to be moved there instead of being removed.
+        A file has that name at once, besides its own; a directory is to be moved there instead of being removed (one that is *replaced* by
+        another, which is rare, gets its descriptor all the same).
         """
         upper = self.stack.upper
         if node.layer is not upper or upper is None:
             above = self.directory_path(parent, node.layer)
             return Orphan(path=above + b"/" + name if above else name)
-        if self._orphan_fds >= self._orphan_limit:
+        if self._orphan_fds >= self._orphan_limit and not (replaced and node.directory is not None):
             kept = self.work.name()
             if node.directory is None:
                 fd = self.directory_fd(parent, upper)

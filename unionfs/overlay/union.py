@@ -259,13 +259,27 @@ class Union:
         return node, tree.stat(node)
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
-        """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP."""
+        """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP.
+
+        Where there can be no ACL the answer is that there is none: of anything else the kernel makes an error of every permission check
+        (__fuse_get_acl).
+        """
         stored = self._stored(name)
-        return xattrs.get(self.tree.place(self.tree.node(ino)), stored)
+        try:
+            return xattrs.get(self.tree.place(self.tree.node(ino)), stored)
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT):
+                raise error(errno.ENODATA) from None
+            raise
 
     def listxattr(self, ino: int) -> list[bytes]:
         """All names, as a user of the mount sees them."""
-        shown = map(self.stack.names.shown, xattrs.names(self.tree.place(self.tree.node(ino))))
+        try:
+            shown = map(self.stack.names.shown, xattrs.names(self.tree.place(self.tree.node(ino))))
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:  # a mount point, which is not to be asked
+                return []
+            raise
         return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:

@@ -93,5 +93,10 @@ def _serve_stack(stack: Stack, channel: Channel) -> None:
     if not wanted:
         os.close(fuse_fd)
         return
-    session.serve(Union(stack), fuse_fd, settings)
+
+    def told_to_stop() -> None:
+        """Said before the mount goes: what the container makes of losing its root is not its result."""
+        channel.send("failed", text="the filesystem server was told to stop")
+
+    session.serve(Union(stack), fuse_fd, settings, detach=told_to_stop)
     channel.send("unmounted")

@@ -76,9 +76,9 @@ def test_a_failed_open_leaves_nothing(cache: FdCache[str]) -> None:
 
 @pytest.mark.parametrize(
     ("soft", "used", "expected"),
-    [(1024, 24, 250), (64, 60, 16), (resource.RLIM_INFINITY, 0, 4096), (1 << 19, 0, 4096)],
+    [(1024, 124, 150), (64, 60, 16), (resource.RLIM_INFINITY, 0, 4096), (1 << 19, 0, 4096)],
 )
-def test_the_share_is_a_quarter_of_what_is_free_within_reason(
+def test_the_share_is_a_sixth_of_what_is_free_within_reason(
     soft: int, used: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))

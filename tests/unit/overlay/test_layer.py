@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import system
 from tests.unit.overlay.world import PREFIX, USERXATTR, View, World, mark, put, whiteout
+from unionfs.linux import xattrs
 from unionfs.overlay import stack
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.union import Change
@@ -301,3 +302,22 @@ class TestWithoutClones:
         finally:
             world.close_all()
             system.unmount(world.lowers[0] / "file", system.MNT_DETACH)
+
+
+def test_what_can_have_no_acl_has_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel fails every permission check by another user on any answer but "none"."""
+    put(world.lowers[0] / "file", b"x")
+    view = world.open()
+    ino = view.ino(b"file")
+
+    def unsupported(path: bytes, name: bytes) -> bytes:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(xattrs, "get", unsupported)
+    for name in (b"system.posix_acl_access", b"system.posix_acl_default"):
+        with pytest.raises(OSError) as caught:
+            view.union.getxattr(ino, name)
+        assert caught.value.errno == errno.ENODATA
+    with pytest.raises(OSError) as caught:
+        view.union.getxattr(ino, b"user.other")
+    assert caught.value.errno == errno.EOPNOTSUPP
