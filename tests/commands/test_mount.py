@@ -209,7 +209,7 @@ def test_closed_standard_streams_do_no_harm(layers: Layers, mnt: Place) -> None:
     assert [os.readlink(f"/proc/{mnt.server}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null"] * 3
 
 
-def test_five_hundred_layers(scratch: Path, mnt: Place) -> None:
+def test_five_hundred_layers_and_a_copy_up_from_each(scratch: Path, mnt: Place) -> None:
     lowers = []
     for number in range(500):
         lower = scratch / "many" / str(number)
@@ -218,9 +218,16 @@ def test_five_hundred_layers(scratch: Path, mnt: Place) -> None:
         (lower / "top").write_text(str(number))
         lowers.append(str(lower))
     command = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *our_program()]
-    assert run("mount", "-o", "lowerdir=" + ":".join(lowers), mnt.path, command=command).status == 0
+    upper, work = scratch / "many" / "upper", scratch / "many" / "work"
+    for directory in (upper, work):
+        directory.mkdir()
+    options = f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work},volatile"
+    assert run("mount", "-o", options, mnt.path, command=command).status == 0
     assert len(os.listdir(mnt.path)) == 501
     assert (mnt.path / "top").read_text() == "0"
+    for number in range(500):
+        (mnt.path / f"file{number}").chmod(0o600)
+    assert len(os.listdir(upper)) == 500
 
 
 def test_without_an_upper_the_mount_is_read_only(layers: Layers, mnt: Place) -> None:

@@ -138,7 +138,10 @@ def test_a_dead_mount_is_marked_and_umount_takes_it_away(layers: Layers, mnt: Pl
     assert listed(mnt.path) == {}
 
 
-def test_mounting_over_our_own_dead_mount_replaces_it_with_one_warning(layers: Layers, mnt: Place) -> None:
+@pytest.mark.parametrize("remembered", [False, True], ids=["unknown", "attributes known to the kernel"])
+def test_mounting_over_our_own_dead_mount_replaces_it_with_one_warning(layers: Layers, mnt: Place, remembered: bool) -> None:
+    if remembered:
+        os.stat(mnt.path)
     kill_server(mnt)
     done = run("mount", *flags(layers), mnt.path)
     assert done.status == 0

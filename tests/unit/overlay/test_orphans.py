@@ -329,3 +329,14 @@ def test_beyond_the_bound_a_filesystem_without_rename_whiteout_will_do(
     assert os.listdir(world.building) == []
     view = world.reopen(view)
     assert view.names() == []
+
+
+def test_a_directory_replaced_by_another_is_still_there_for_who_holds_it(world: World, bound: bool) -> None:
+    view, _ = prepare(world, in_upper, bound)
+    view.mkdir(b"held")
+    view.mkdir(b"other")
+    held = view.ino(b"held")
+    view.rename(b"other", b"held")
+    node, st = view.union.getattr(held)
+    assert stat.S_ISDIR(st.st_mode)
+    assert view.union.links(node, st) == 0
