@@ -110,10 +110,11 @@ def database_writer(work: Path, system: Debian) -> None:
         "import os, sqlite3, sys, time\n"
         "me, other = sys.argv[1:]\n"
         "database = sqlite3.connect('/srv/data.db', timeout=60, isolation_level=None)\n"
-        "assert database.execute('PRAGMA journal_mode=WAL').fetchone() == ('wal',)\n"
-        "database.execute(f'CREATE TABLE IF NOT EXISTS t{me} (number INTEGER PRIMARY KEY, text TEXT)')\n"
+        "assert database.execute('PRAGMA journal_mode').fetchone() == ('wal',)\n"
         "open(f'/srv/started{me}', 'w').close()\n"
+        "deadline = time.monotonic() + 60\n"
         "while not os.path.exists(f'/srv/started{other}'):\n"
+        "    assert time.monotonic() < deadline, 'the other writer did not start'\n"
         "    time.sleep(0.001)\n"
         "for number in range(400):\n"
         "    database.execute('BEGIN IMMEDIATE')\n"
@@ -176,6 +177,9 @@ WORKS = {
         "42 1.414\n122 2.449\n82 2.000\n",
     ),
     "two writers of one database": Work(
+        # Two processes that switch to WAL at once refuse each other without waiting, so that is done before.
+        "sqlite3 /srv/data.db 'PRAGMA journal_mode=WAL; CREATE TABLE t1 (number INTEGER PRIMARY KEY, text TEXT);"
+        " CREATE TABLE t2 (number INTEGER PRIMARY KEY, text TEXT)' >/srv/mode; rm /srv/mode\n"
         "python3 /input/writer.py 1 2 & first=$!\npython3 /input/writer.py 2 1 & second=$!\nwait $first; wait $second\n"
         "sqlite3 /srv/data.db 'PRAGMA journal_mode; PRAGMA integrity_check'\n"
         "sqlite3 /srv/data.db 'SELECT count(*) FROM t1; SELECT sum(number) FROM t2'\n"
