@@ -15,7 +15,6 @@ from unionfs.linux import libc as _l
 
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_NO_AUTOMOUNT = 0x800
 
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -26,7 +25,6 @@ FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
 
 MOUNT_ATTRS = {
@@ -50,14 +48,11 @@ MS_REMOUNT = 0x20
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
-MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
-MS_SLAVE = 0x80000
 MS_RELATIME = 0x200000
 MS_STRICTATIME = 0x1000000
 
-MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -179,8 +174,3 @@ def mount_id(fd: int) -> int:
             if line.startswith(b"mnt_id:"):
                 return int(line.split()[1])
     raise OSError(38, "the kernel does not tell mount ids")
-
-
-def mount_id_device(wanted: int) -> str | None:
-    """``MAJOR:MINOR`` of the mount with this id, None when it is not in our mount namespace."""
-    return next((m.device for m in mountinfo() if m.mount_id == wanted), None)

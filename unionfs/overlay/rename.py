@@ -83,14 +83,6 @@ def _check_empty(tree: Tree, new_dir: Node, new: bytes, target: LayerEntry) -> N
         raise error(errno.ENOTEMPTY, new)
 
 
-def _bring_up(tree: Tree, node: Node) -> None:
-    if node.directory is None:
-        draft = tree.begin_copy_up(node)
-        if draft is not None:
-            draft.build()
-            tree.publish(node, draft)
-
-
 def _make_opaque(tree: Tree, parent: Node, name: bytes) -> None:
     xattrs.put(files.path_at(tree.upper_fd(parent), name), tree.stack.names.opaque, OPAQUE)
 
@@ -99,7 +91,7 @@ def _move(
     tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, node: Node, new_dir: Node, new: bytes, target: LayerEntry | None
 ) -> None:
     tree.copy_up_directory(new_dir)
-    _bring_up(tree, node)
+    tree.bring_up(node)
     tree.pass_on_impurity(old_dir, new_dir)
     new_index = tree.index(new_dir)
     covered = target is not None and (target.below or target.source is not tree.upper)
@@ -186,7 +178,7 @@ def _exchange(
 ) -> None:
     for parent, _, _, node in (one, other):
         tree.copy_up_directory(parent)
-        _bring_up(tree, node)
+        tree.bring_up(node)
     for (parent, name, entry, _), (_, _, there, _) in ((one, other), (other, one)):
         if entry.kind == stat.S_IFDIR and there.below:
             _make_opaque(tree, parent, name)

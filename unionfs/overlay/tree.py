@@ -434,6 +434,18 @@ class Tree:
         draft.build()
         self.publish(node, draft)
 
+    def bring_up(self, node: Node, size: int | None = None) -> None:
+        """Make sure *node* is in upper, its parents first; *size* as in ``begin_copy_up``."""
+        if node.layer is self.upper:
+            return
+        if node.directory is not None:
+            self.copy_up_directory(node)
+            return
+        draft = self.begin_copy_up(node, size)
+        if draft is not None:
+            draft.build()
+            self.publish(node, draft)
+
     def begin_copy_up(self, node: Node, size: int | None = None) -> Draft | None:
         """The Draft that will bring the non-directory *node* up, None when it is there; parents are brought up at once.
 

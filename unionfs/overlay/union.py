@@ -225,19 +225,8 @@ class Union:
     def _up(self, ino: int, size: int | None = None) -> Node:
         """*ino*, in upper."""
         node = self.tree.node(ino)
-        self._bring_up(node, size)
+        self.tree.bring_up(node, size)
         return node
-
-    def _bring_up(self, node: Node, size: int | None = None) -> None:
-        if node.layer is self.tree.upper:
-            return
-        if node.directory is not None:
-            self.tree.copy_up_directory(node)
-            return
-        draft = self.tree.begin_copy_up(node, size)
-        if draft is not None:
-            draft.build()
-            self.tree.publish(node, draft)
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
@@ -294,7 +283,7 @@ class Union:
         node = self.tree.node(ino)
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.place(node), stored)
-        self._bring_up(node)
+        self.tree.bring_up(node)
         try:
             xattrs.drop(self.tree.place(node), stored)
         except OSError as exc:
@@ -359,7 +348,7 @@ class Union:
         directory = self._vacant(parent, name)
         if node.orphan is not None:
             raise error(errno.ENOENT)
-        self._bring_up(node)
+        self.tree.bring_up(node)
         tree = self.tree
         assert node.parent is not None
         tree.pass_on_impurity(node.parent, directory)
