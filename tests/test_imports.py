@@ -48,7 +48,7 @@ ONLY_IN: dict[str, set[str]] = {
 
 # Pure: no system call, so that they can be tested with values alone. A name ending in a dot is a whole part.
 PURE = (
-    "errors", "options", "overlay.whiteout", "overlay.merge", "overlay.node", "fuse.protocol", "oci.", "runtime.plan",
+    "errors", "options", "overlay.whiteout", "overlay.features", "overlay.merge", "overlay.node", "fuse.protocol", "oci.", "runtime.plan",
 )
 IMPURE_MODULES = {
     "asyncio", "ctypes", "fcntl", "io", "logging", "mmap", "multiprocessing", "pathlib", "pyfuse3", "resource",

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
+from unionfs.overlay.features import Features
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.stack import open_stack
@@ -44,12 +45,13 @@ def changes(upper: bytes, lowers: Sequence[bytes], *, userxattr: bool = False) -
 
     Raises LayerError for a directory that cannot be opened, OSError for one that cannot be read.
     """
+    features = Features(userxattr=userxattr)
     with ExitStack() as held:
-        top = open_stack([upper], None, None, userxattr=userxattr)
+        top = open_stack([upper], None, None, features)
         held.callback(top.close)
         before: Tree | None = None
         if lowers:
-            below = open_stack(lowers, None, None, userxattr=userxattr)
+            below = open_stack(lowers, None, None, features)
             held.callback(below.close)
             before = Tree(below)
             held.callback(before.close)

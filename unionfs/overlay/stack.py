@@ -12,6 +12,7 @@ from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.copy_up import Work, empty_tree
+from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.whiteout import OPAQUE, XattrNames
 
@@ -22,19 +23,25 @@ _CLONE_REFUSED = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
 
 @dataclass(frozen=True)
 class Stack:
-    """The opened layers, topmost lower first. ``sync``: copied-up data is on disk before it becomes visible."""
+    """The opened layers, topmost lower first. ``data``: layers with no names of their own, whose files metacopies point to."""
 
     lowers: tuple[Layer, ...]
     upper: Layer | None
     work: Work | None
     names: XattrNames
-    sync: bool = True
+    features: Features = DEFAULTS
+    data: tuple[Layer, ...] = ()
     #: Descriptors whose flock says the upper and work are taken; they end with the process whatever happens to it.
     locks: tuple[int, ...] = field(default=())
 
+    @property
+    def sync(self) -> bool:
+        """Whether copied-up data is on disk before it becomes visible."""
+        return self.features.sync is not Sync.NEVER
+
     def close(self) -> None:
         """Give up every descriptor, the locks last."""
-        for layer in self.lowers:
+        for layer in (*self.lowers, *self.data):
             layer.close()
         if self.upper is not None:
             self.upper.close()
@@ -48,26 +55,26 @@ def open_stack(
     lowers: Sequence[bytes],
     upper: bytes | None,
     work: bytes | None,
+    features: Features = DEFAULTS,
     *,
-    userxattr: bool = False,
-    volatile: bool = False,
+    data: Sequence[bytes] = (),
 ) -> Stack:
     """Open all layers, topmost lower first; without *upper* the stack is read-only.
 
     Paths may be relative or symlinks. Raises LayerError for a directory that is missing or unsuitable, InUseError when the upper or work
-    belongs to a live mount. On failure nothing stays open. *volatile*: nothing is ever synced.
+    belongs to a live mount. On failure nothing stays open. *data*: data-only layers, below all others.
     """
     if not lowers:
         raise LayerError("a union needs at least one lower directory")
     if (upper is None) != (work is None):
         given, lacking = ("work", "upper") if upper is None else ("upper", "work")
         raise LayerError(f"{given} directory without {lacking} directory: give both or neither")
-    names = XattrNames(userxattr)
+    names = XattrNames(features.userxattr)
     opened: list[Layer] = []
     try:
-        for path in lowers:
+        for path in (*lowers, *data):
             opened.append(_open_lower(path))
-        stack = Stack(tuple(opened), None, None, names, sync=not volatile)
+        stack = Stack(tuple(opened[: len(lowers)]), None, None, names, features, tuple(opened[len(lowers) :]))
         if upper is None or work is None:
             return stack
         return _add_upper(stack, upper, work)
@@ -127,7 +134,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         raise
     layer = Layer(upper_fd, private=private, where=upper)
     traps = frozenset((st.st_dev, st.st_ino) for st in (os.fstat(upper_fd), os.fstat(work_fd)))
-    for lower in stack.lowers:
+    for lower in (*stack.lowers, *stack.data):
         lower.traps = traps
     os.close(work_fd)
     return replace(stack, upper=layer, work=Work(work_dir), locks=locks)

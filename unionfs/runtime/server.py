@@ -72,9 +72,12 @@ def _remove_if_empty(directory: bytes) -> None:
 
 
 def _serve(step: Serve, channel: Channel) -> None:
+    from unionfs.overlay.features import Features, Sync
     from unionfs.overlay.stack import open_stack
 
-    stack = open_stack(step.lowers, step.upper, step.work, volatile=step.volatile)
+    features = Features(sync=Sync.NEVER if step.volatile else Sync.AUTO)
+
+    stack = open_stack(step.lowers, step.upper, step.work, features)
     try:
         _serve_stack(stack, channel)
     finally:

@@ -17,6 +17,7 @@ from tests.support.users import as_user
 from tests.unit.overlay.world import PREFIX, USERXATTR, World, mark, no_descriptor_left, put, whiteout
 from unionfs.errors import InUseError, LayerError
 from unionfs.linux import mounts
+from unionfs.overlay.features import Features
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.union import Union
 
@@ -26,7 +27,7 @@ MS_RDONLY, MS_BIND = 1, 0x1000
 def refused(lowers: list[bytes], upper: bytes | None, work: bytes | None, kind: type[LayerError] = LayerError) -> str:
     """The one line open_stack refuses these with; nothing stays open."""
     with no_descriptor_left(), pytest.raises(kind) as caught:
-        open_stack(lowers, upper, work, userxattr=USERXATTR)
+        open_stack(lowers, upper, work, Features(userxattr=USERXATTR))
     text = str(caught.value)
     assert text and "\n" not in text
     assert type(caught.value) is kind
@@ -92,7 +93,7 @@ def test_a_symlink_does_not_hide_that_work_is_inside_upper(world: World) -> None
 
 def test_a_name_that_only_begins_alike_is_no_nesting(world: World) -> None:
     (world.root / "upper-work").mkdir()
-    open_stack([b(world.lowers[0])], b(world.upper), b(world.root / "upper-work"), userxattr=USERXATTR).close()
+    open_stack([b(world.lowers[0])], b(world.upper), b(world.root / "upper-work"), Features(userxattr=USERXATTR)).close()
 
 
 def test_work_on_another_filesystem_is_refused(world: World, tmpfs: Callable[..., Path]) -> None:
@@ -137,7 +138,7 @@ def test_an_upper_that_cannot_hold_our_marks_is_refused(world: World, root: None
 def test_an_unwritable_upper_is_refused_to_an_ordinary_user(world: World, root: None) -> None:
     def attempt() -> str:
         try:
-            open_stack([b(world.lowers[0])], b(world.upper), b(world.work), userxattr=True)
+            open_stack([b(world.lowers[0])], b(world.upper), b(world.work), Features(userxattr=True))
         except LayerError as exc:
             return str(exc)
         return ""
@@ -176,7 +177,7 @@ def test_a_work_in_use_is_refused_and_the_other_upper_stays_free(world: World) -
     world.open()
     text = refused([b(world.lowers[0])], b(other), b(world.work), InUseError)
     assert text == f"work directory {world.work} is in use by another mount"
-    open_stack([b(world.lowers[0])], b(other), b(world.root / "work2"), userxattr=USERXATTR).close()
+    open_stack([b(world.lowers[0])], b(other), b(world.root / "work2"), Features(userxattr=USERXATTR)).close()
 
 
 def test_a_refused_mount_leaves_the_work_of_a_live_one_alone(world: World) -> None:
@@ -188,9 +189,9 @@ def test_a_refused_mount_leaves_the_work_of_a_live_one_alone(world: World) -> No
 
 def test_a_lock_dies_with_its_process(world: World) -> None:
     code = (
-        "import os, sys; from unionfs.overlay.stack import open_stack;"
+        "import os, sys; from unionfs.overlay.stack import open_stack; from unionfs.overlay.features import Features;"
         "open_stack([os.fsencode(sys.argv[1])], os.fsencode(sys.argv[2]), os.fsencode(sys.argv[3]),"
-        f" userxattr={USERXATTR}); print('open', flush=True); os.kill(os.getpid(), 9)"
+        f" Features(userxattr={USERXATTR})); print('open', flush=True); os.kill(os.getpid(), 9)"
     )
     child = subprocess.run(
         [sys.executable, "-c", code, world.lowers[0], world.upper, world.work],
@@ -202,7 +203,7 @@ def test_a_lock_dies_with_its_process(world: World) -> None:
 def test_a_live_upper_may_be_the_lower_of_another_union(world: World) -> None:
     put(world.upper / "file", b"in use above")
     world.open()
-    reader = Union(open_stack([b(world.upper)], None, None, userxattr=USERXATTR))
+    reader = Union(open_stack([b(world.upper)], None, None, Features(userxattr=USERXATTR)))
     try:
         found = reader.lookup(1, b"file")
         assert found is not None and reader.read(found[0].ino, 0, 100) == b"in use above"
@@ -249,7 +250,7 @@ def test_an_ordinary_user_cleans_closed_directories_too(world: World, root: None
         os.chown(path, 1000, 1000)
 
     def attempt() -> list[str]:
-        open_stack([b(world.lowers[0])], b(world.upper), b(world.work), userxattr=True).close()
+        open_stack([b(world.lowers[0])], b(world.upper), b(world.work), Features(userxattr=True)).close()
         return os.listdir(world.building)
 
     assert as_user(attempt) == []
@@ -283,7 +284,7 @@ def test_paths_may_be_relative_symlinks_and_any_bytes(world: World, monkeypatch:
         stream.write(b"odd")
     (world.root / "up").symlink_to("upper")
     monkeypatch.chdir(world.root)
-    union = Union(open_stack([b"lower0", odd], b"up", b"work/", userxattr=USERXATTR))
+    union = Union(open_stack([b"lower0", odd], b"up", b"work/", Features(userxattr=USERXATTR)))
     try:
         assert union.lookup(1, b"file") is not None
         assert union.stack.lowers[1].where == odd
@@ -308,7 +309,7 @@ def test_upper_and_work_seen_through_a_lower_are_empty(world: World) -> None:
     upper.mkdir(parents=True)
     work.mkdir()
     put(upper / "added", b"through the union")
-    view_stack = open_stack([b(world.lowers[0])], b(upper), b(work), userxattr=USERXATTR)
+    view_stack = open_stack([b(world.lowers[0])], b(upper), b(work), Features(userxattr=USERXATTR))
     union = Union(view_stack)
     try:
         deep = union.lookup(1, b"deep")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support import tree
 from unionfs.linux import xattrs
+from unionfs.overlay.features import Features, Sync
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.union import Caller, Change, Union
@@ -188,7 +189,8 @@ class World:
     def open(self, *, writable: bool = True, acl: bool = True, volatile: bool = True, static_links: bool = False,
              userxattr: bool = USERXATTR) -> View:
         """A union over the layers. Volatile unless asked otherwise: the disk has no part in most tests."""
-        stack = open_stack(*self.stack_arguments(writable=writable), userxattr=userxattr, volatile=volatile)
+        features = Features(userxattr=userxattr, sync=Sync.NEVER if volatile else Sync.AUTO)
+        stack = open_stack(*self.stack_arguments(writable=writable), features)
         union = Union(stack, acl=acl, static_links=static_links)
         self._open.append(union)
         return View(union)
