@@ -24,14 +24,15 @@ ARROWS: dict[str, set[str]] = {
     "linux": {"errors"},
     "state": {"errors", "options", "linux"},
     "overlay": {"errors", "linux"},
+    "engines": {"errors", "options", "overlay"},
     "fuse": {"errors", "linux", "overlay"},
     "oci": {"errors"},
     "registry": {"errors", "oci"},
     "layer": {"errors", "linux", "overlay", "oci"},
     "store": {"errors", "linux", "overlay", "oci", "layer"},
-    "runtime": {"unionfs", "errors", "options", "state", "linux", "overlay", "fuse", "oci", "layer", "store"},
+    "runtime": {"unionfs", "errors", "options", "engines", "state", "linux", "overlay", "fuse", "oci", "layer", "store"},
     "cli": {
-        "unionfs", "errors", "options", "state", "linux", "overlay", "fuse", "oci", "registry", "layer", "store",
+        "unionfs", "errors", "options", "engines", "state", "linux", "overlay", "fuse", "oci", "registry", "layer", "store",
         "runtime",
     },
     "__main__": {"cli"},
@@ -48,7 +49,8 @@ ONLY_IN: dict[str, set[str]] = {
 
 # Pure: no system call, so that they can be tested with values alone. A name ending in a dot is a whole part.
 PURE = (
-    "errors", "options", "overlay.whiteout", "overlay.features", "overlay.merge", "overlay.node", "fuse.protocol", "oci.", "runtime.plan",
+    "errors", "options", "engines", "overlay.whiteout", "overlay.features", "overlay.merge", "overlay.node", "fuse.protocol", "oci.",
+    "runtime.plan",
 )
 IMPURE_MODULES = {
     "asyncio", "ctypes", "fcntl", "io", "logging", "mmap", "multiprocessing", "pathlib", "pyfuse3", "resource",

@@ -16,11 +16,15 @@ protect commas; an empty option is nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unionfs.errors import UsageError, printable
+
+#: What mounts: our server, the kernel's overlayfs, or the latter where it can.
+ENGINES = ("pyfuse3", "kernel", "auto")
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,9 @@ class MountOptions:
 
     ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``vfs_flags``: of nosuid,
     nodev, noexec, noatime, nodiratime, strictatime and nosymfollow those that are on. ``private``: mounts below it do not
-    propagate (buildah asks for that). ``allow_other``, ``writeback``,
-    ``timeout``, ``fsname``, ``subtype``: None is the default of the place. ``extra``: overlay options with a choice of
-    values, by name, as written.
+    propagate (buildah asks for that). ``fsync``: auto,
+    strict, volatile (nobody waits for the disk, and a mark in work says so) or never (no mark). ``rename_copy_limit``: bytes.
+    None, of any of these, is the default of the place. ``extra``: options of _CHOICES and _CONTEXTS, by name, as written.
     """
 
     lowers: tuple[bytes, ...] = ()
@@ -39,8 +43,7 @@ class MountOptions:
     upper: bytes | None = None
     work: bytes | None = None
     read_only: bool = False
-    volatile: bool = False
-    fsync: bool = True
+    fsync: str = "auto"
     acl: bool = True
     userxattr: bool = False
     static_nlink: bool = False
@@ -53,7 +56,14 @@ class MountOptions:
     subtype: str | None = None
     remount: bool = False
     debug: bool = False
+    engine: str | None = None
+    rename_copy_limit: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def volatile(self) -> bool:
+        """Whether the upper is lost with the machine, and marked so."""
+        return self.fsync == "volatile"
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def _at_colons(text: bytes) -> list[bytes]:
 
 #: Options without a value that set one field.
 _FIELDS: dict[str, tuple[str, Any]] = {
-    "volatile": ("volatile", True),
+    "volatile": ("fsync", "volatile"),
     "acl": ("acl", True),
     "noacl": ("acl", False),
     "userxattr": ("userxattr", True),
@@ -227,9 +237,11 @@ _VFS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 #: mount(8)'s and the security modules' words that mean nothing to the filesystem.
 _GENERIC = frozenset(
     "defaults auto noauto user nouser users nousers owner noowner group nogroup _netdev nofail async silent loud"
-    " lazytime nolazytime nomand noiversion iversion seclabel context fscontext defcontext rootcontext comment"
-    " uhelper helper".split()
+    " lazytime nolazytime nomand noiversion iversion seclabel comment uhelper helper".split()
 )
+
+#: The security modules' words, which have a value.
+_CONTEXTS = frozenset("context fscontext defcontext rootcontext".split())
 
 #: libfuse's words: what they ask for is so anyway, or is decided here.
 _LIBFUSE = frozenset(
@@ -242,7 +254,7 @@ _LIBFUSE = frozenset(
 )
 
 #: fuse-overlayfs's and the kernel's words about how, not what.
-_OVERLAY = frozenset("threaded fast_ino xino uuid override_creds".split())
+_OVERLAY = frozenset("threaded fast_ino override_creds".split())
 
 #: Taken, but the user is told that nothing comes of it.
 _WITHOUT_EFFECT = {
@@ -252,26 +264,22 @@ _WITHOUT_EFFECT = {
     "allow_root": "only the user who mounts may enter",
 }
 
-#: Overlay options with a fixed set of values; a text beside a value is a warning.
+#: Overlay options with a fixed set of values; a text beside a value is a warning. What cannot go together, and which engine has what, is
+#: decided in unionfs.engines.
 _CHOICES: dict[str, dict[str, str]] = {
-    "redirect_dir": {
-        "off": "",
-        "nofollow": "",
-        "on": "renaming a directory of a lower layer answers EXDEV",
-        "follow": "redirected directories are not followed",
-    },
-    "index": {"off": "", "on": "hard links in lower layers are broken by copy-up"},
-    "metacopy": {"off": "", "on": "copy-up always copies the data"},
+    "redirect_dir": {"on": "", "off": "", "follow": "", "nofollow": ""},
+    "index": {"on": "", "off": ""},
+    "metacopy": {"on": "", "off": ""},
+    "nfs_export": {"on": "", "off": ""},
+    "verity": {"on": "", "off": "", "require": ""},
+    "xino": {"on": "", "off": "", "auto": ""},
+    "uuid": {"on": "", "off": "", "auto": "", "null": ""},
     "noxattrs": {"0": "", "1": "extended attributes stay on"},
     "xattr_permissions": {"0": ""},
-    "nfs_export": {"off": ""},
-    "verity": {"off": ""},
 }
 
 #: Refused by name, with these values or any.
 _REFUSED: dict[str, frozenset[str] | None] = {
-    "verity": frozenset(("on", "require")),
-    "nfs_export": frozenset(("on",)),
     "xattr_permissions": frozenset(("1", "2")),
     "plugins": None,
     "uidmapping": None,
@@ -317,6 +325,8 @@ class _Draft:
             self.warnings.append(f"option {name} has no effect: {_WITHOUT_EFFECT[name]}")
             if name == "allow_root":
                 self.set(allow_other=False)
+        elif name in _CONTEXTS:
+            self.set(extra={**self.options.extra, name: text})
         elif not (name in _GENERIC or name in _LIBFUSE or name in _OVERLAY or name.lower().startswith("x-")):
             self.unknown.append(raw_name if value is None else raw_name + b"=" + value)
 
@@ -345,6 +355,12 @@ def _lowerdir(draft: _Draft, value: bytes) -> None:
     draft.set(lowers=lowers, data_lowers=data)
 
 
+def _add_lower(draft: _Draft, value: bytes) -> None:
+    if draft.options.data_lowers:
+        raise UsageError("lowerdir+=: a layer that merges cannot follow a data-only one")
+    draft.set(lowers=(*draft.options.lowers, _path("lowerdir+", value)))
+
+
 def _path(name: str, value: bytes) -> bytes:
     if not value:
         raise UsageError(f"{name}= names an empty path")
@@ -352,12 +368,29 @@ def _path(name: str, value: bytes) -> bytes:
 
 
 def _fsync(draft: _Draft, value: bytes) -> None:
-    if value in (b"auto", b"strict"):
-        draft.set(fsync=True)
-    elif value == b"volatile":
-        draft.set(volatile=True)
-    else:
-        draft.set(fsync=_truth("fsync", value))
+    text = value.decode("ascii", "backslashreplace")
+    if text not in ("auto", "strict", "volatile"):  # the kernel's words; fuse-overlayfs says 0 and 1
+        text = "auto" if _truth("fsync", value) else "never"
+    draft.set(fsync=text)
+
+
+_UNITS = {b"": 1, b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
+
+
+def _size(name: str, value: bytes) -> int:
+    """Bytes: a number, with a binary unit behind it or none."""
+    digits = value.rstrip(b"KMGTkmgt")
+    unit = value[len(digits) :].upper()
+    if not digits.isdigit() or unit not in _UNITS:
+        raise UsageError(f"option {_shown(name.encode(), value)}: the value must be a number of bytes, as 1000000 or 64M")
+    return int(digits) * _UNITS[unit]
+
+
+def _engine(draft: _Draft, value: bytes) -> None:
+    text = value.decode("ascii", "backslashreplace")
+    if text not in ENGINES:
+        raise UsageError(f"option {_shown(b'engine', value)}: the value must be one of {', '.join(ENGINES)}")
+    draft.set(engine=text)
 
 
 def _timeout(draft: _Draft, value: bytes) -> None:
@@ -372,11 +405,13 @@ def _timeout(draft: _Draft, value: bytes) -> None:
 
 _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "lowerdir": _lowerdir,
-    "lowerdir+": lambda draft, value: draft.set(lowers=(*draft.options.lowers, _path("lowerdir+", value))),
+    "lowerdir+": _add_lower,
     "datadir+": lambda draft, value: draft.set(data_lowers=(*draft.options.data_lowers, _path("datadir+", value))),
     "upperdir": lambda draft, value: draft.set(upper=_path("upperdir", value)),
     "workdir": lambda draft, value: draft.set(work=_path("workdir", value)),
     "fsync": _fsync,
+    "engine": _engine,
+    "rename_copy_limit": lambda draft, value: draft.set(rename_copy_limit=_size("rename_copy_limit", value)),
     "timeout": _timeout,
     "writeback": lambda draft, value: draft.set(writeback=_truth("writeback", value)),
     "fsname": lambda draft, value: draft.set(fsname=unescape(value)),
@@ -391,8 +426,27 @@ _HELP = (
     ("lowerdir=A::DATA, datadir+=DIR", "data-only layers, below all others"),
     ("upperdir=DIR, workdir=DIR", "where changes go, and the work directory on the same mount"),
     ("ro, rw", "read-only, or not"),
-    ("volatile, fsync=volatile", "never wait for the disk: after a crash of the machine the upper is lost"),
-    ("fsync=0|1|auto|strict", "whether fsync and copy-up wait for the disk (default 1)"),
+    ("volatile, fsync=volatile", "never wait for the disk; a mark in the work directory has the next mount refuse the upper"),
+    ("fsync=auto, fsync=1", "copied-up data is on disk before it is seen, and fsync waits for it (default)"),
+    ("fsync=strict", "so are attributes, directories and names that are copied up"),
+    ("fsync=0", "never wait for the disk, and leave no mark"),
+    (
+        "redirect_dir=on|off|follow|nofollow",
+        "on: renaming a directory of a lower writes a redirect; else it answers EXDEV. off, follow:\n"
+        "      redirects found in layers count; nofollow: they do not (default on; with userxattr nofollow)",
+    ),
+    (
+        "rename_copy_limit=SIZE",
+        "with userxattr: a directory of a lower that is renamed is copied up if it holds no more\n"
+        "      (default 64M; 0, the default where redirect_dir is given: EXDEV)",
+    ),
+    ("index=on|off", "lower hard links stay one file when they are copied up (default off)"),
+    ("metacopy=on|off", "a change of owner, mode or times copies no data up (default off)"),
+    ("xino=on|off|auto", "kernel: how numbers of several filesystems are told apart (default on, as always in pyfuse3)"),
+    ("nfs_export=on|off, verity=off|on|require", "for the kernel; pyfuse3 takes off alone"),
+    ("uuid=on|off|auto|null", "for the kernel; nothing to pyfuse3"),
+    ("context=C", "and fscontext, defcontext, rootcontext: security labels for the kernel; nothing to pyfuse3"),
+    ("engine=pyfuse3|kernel|auto", "what mounts, as --engine"),
     ("acl, noacl", "whether POSIX ACLs are honoured (default acl)"),
     ("userxattr", "marks are user.overlay.* instead of trusted.overlay.*"),
     ("static_nlink", "every directory has one link"),
@@ -409,7 +463,8 @@ _HELP = (
 def describe() -> str:
     """The vocabulary as a text for a terminal, a line of which is at most 100 columns wide."""
     lines = [f"  {name}\n      {meaning}" for name, meaning in _HELP]
-    choices = [f"{name}={'|'.join(values)}" for name, values in sorted(_CHOICES.items())]
+    told = {name for names, _ in _HELP for name in re.findall(r"[a-z_]+", names)}
+    choices = [f"{name}={'|'.join(values)}" for name, values in sorted(_CHOICES.items()) if name not in told]
     plain = sorted({*_GENERIC, *_LIBFUSE, *_OVERLAY, *_WITHOUT_EFFECT})
     lines.append(_folded("taken for compatibility", [*choices, "x-*", *plain]))
     refused = [f"{name}={'|'.join(sorted(v))}" if v else name for name, v in sorted(_REFUSED.items())]

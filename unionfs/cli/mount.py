@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from unionfs import options
+from unionfs import engines, options
 from unionfs.cli import attach
 from unionfs.cli.entry import show_tracebacks, warn
 from unionfs.cli.group import CONTEXT, as_bytes
@@ -71,6 +71,7 @@ def _read(texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | Non
             raise UsageError(f"{flag} and -o {name} are both given")
     found = replace(found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work)
     options.check_layers(found)
+    engines.check_served(found)
     for line in parsed.warnings:
         warn(line)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from unionfs import __version__, options, state
+from unionfs import __version__, engines, options, state
 from unionfs.cli import attach
 from unionfs.cli.entry import say, show_tracebacks, tell, warn
 from unionfs.errors import MountError, UnionfsError, UsageError, printable
@@ -130,6 +130,7 @@ def _mount(call: Call) -> int:
     if by_mount:
         parsed = replace(parsed, options=_with_source(parsed.options, call.operands[0]))
     options.check_layers(parsed.options)
+    engines.check_served(parsed.options)
     _warn(parsed)
     if by_mount and "f" in call.flags:
         return 0

@@ -22,11 +22,11 @@ from unionfs import state
 from unionfs.cli import logs
 from unionfs.cli.attach import Reporter, Request, may_allow_other
 from unionfs.cli.detach import detach
+from unionfs.engines import features
 from unionfs.errors import InUseError, MountError, printable
 from unionfs.fuse import session
 from unionfs.linux import mounts
 from unionfs.options import MountOptions
-from unionfs.overlay.features import Features, Sync
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
 
@@ -78,19 +78,11 @@ def open_layers(options: MountOptions) -> Stack:
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            return open_stack(options.lowers, options.upper, options.work, _features(options))
+            return open_stack(options.lowers, options.upper, options.work, features(options), data=options.data_lowers)
         except InUseError:
             if time.monotonic() > deadline or state.is_mounted(_claims(options)):
                 raise
         time.sleep(_LOCK_POLL)
-
-
-def _features(options: MountOptions) -> Features:
-    """What the options ask of the union."""
-    return Features(
-        userxattr=options.userxattr,
-        sync=Sync.NEVER if options.volatile or not options.fsync else Sync.AUTO,
-    )
 
 
 def _claims(options: MountOptions) -> tuple[tuple[int, int], ...]:

@@ -126,6 +126,8 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
+        if stack.features.volatile:
+            _mark_volatile(work_dir)
     except OSError as exc:
         _close_all(held)
         raise LayerError(f"upper directory {printable(upper)}, work directory {printable(work)}: {exc.strerror}") from exc
@@ -216,6 +218,20 @@ def _prepare_work(work_fd: int, path: bytes, names: XattrNames) -> int:
             f"upper and work cannot hold {printable(names.prefix)}* attributes ({exc.strerror}): an opaque directory could not be stored"
         ) from exc
     return fd
+
+
+def _mark_volatile(work_dir: int) -> None:
+    """Make the next mount of this upper refuse, whoever makes it: nobody can tell whether the machine has crashed meanwhile.
+
+    Like the kernel we never take the mark away (ovl_create_volatile_dirty); an ordinary user could not open a directory of mode 0.
+    """
+    mode = 0o700 if os.geteuid() else 0
+    names = (b"incompat", b"incompat/volatile")
+    for name in names:
+        os.mkdir(name, 0o700, dir_fd=work_dir)
+    os.close(os.open(b"incompat/volatile/dirty", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & 0o600, dir_fd=work_dir))
+    for name in reversed(names):
+        os.chmod(name, mode, dir_fd=work_dir)
 
 
 def _incompatible(work_fd: int) -> bytes | None:

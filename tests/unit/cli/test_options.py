@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from unionfs import options
@@ -54,7 +56,7 @@ def test_data_only_layers_follow_a_double_colon_or_come_by_datadir() -> None:
 @pytest.mark.parametrize(
     "text",
     [b"lowerdir=", b"lowerdir=a:", b"lowerdir=:a", b"lowerdir=a::", b"lowerdir=a:::b", b"lowerdir=::a",
-     b"lowerdir=a::b:c", b"lowerdir+=", b"datadir+=", b"upperdir=", b"workdir="],
+     b"lowerdir=a::b:c", b"lowerdir=a::b,lowerdir+=c", b"lowerdir+=", b"datadir+=", b"upperdir=", b"workdir="],
 )  # fmt: skip
 def test_an_empty_or_misplaced_layer_is_an_error(text: bytes) -> None:
     with pytest.raises(UsageError):
@@ -67,7 +69,7 @@ def test_upper_and_work_take_the_same_escapes() -> None:
 
 
 def test_empty_options_and_trailing_commas_are_nothing() -> None:
-    assert read(b",,lowerdir=a,,volatile,,", b"", b",") == MountOptions(lowers=(b"a",), volatile=True)
+    assert read(b",,lowerdir=a,,volatile,,", b"", b",") == MountOptions(lowers=(b"a",), fsync="volatile")
 
 
 def test_o_given_twice_adds_up_and_the_last_word_wins() -> None:
@@ -87,11 +89,23 @@ def test_flags_of_the_mount_collect_and_their_opposites_take_them_back() -> None
     [
         (b"ro", "read_only", True),
         (b"volatile", "volatile", True),
-        (b"fsync=0", "fsync", False),
-        (b"fsync=1", "fsync", True),
-        (b"fsync=off", "fsync", False),
-        (b"fsync=strict", "fsync", True),
+        (b"fsync=0", "fsync", "never"),
+        (b"fsync=1", "fsync", "auto"),
+        (b"fsync=off", "fsync", "never"),
+        (b"fsync=auto", "fsync", "auto"),
+        (b"fsync=strict", "fsync", "strict"),
+        (b"fsync=volatile", "fsync", "volatile"),
         (b"fsync=volatile", "volatile", True),
+        (b"fsync=0", "volatile", False),
+        (b"volatile,fsync=auto", "fsync", "auto"),  # the last word, as in the kernel
+        (b"rename_copy_limit=0", "rename_copy_limit", 0),
+        (b"rename_copy_limit=12345", "rename_copy_limit", 12345),
+        (b"rename_copy_limit=2k", "rename_copy_limit", 2048),
+        (b"rename_copy_limit=1G", "rename_copy_limit", 1 << 30),
+        (b"engine=auto", "engine", "auto"),
+        (b"context=a\\,b,fscontext=c", "extra", {"context": "a,b", "fscontext": "c"}),
+        (b"metacopy=on,index=on,redirect_dir=follow", "extra", {"metacopy": "on", "index": "on", "redirect_dir": "follow"}),
+        (b"nfs_export=on,verity=require,uuid=null", "extra", {"nfs_export": "on", "verity": "require", "uuid": "null"}),
         (b"noacl", "acl", False),
         (b"noacl,acl", "acl", True),
         (b"userxattr", "userxattr", True),
@@ -105,7 +119,7 @@ def test_flags_of_the_mount_collect_and_their_opposites_take_them_back() -> None
         (b"subtype=foo", "subtype", "foo"),
         (b"remount", "remount", True),
         (b"debug", "debug", True),
-        (b"xino=auto,redirect_dir=off,index=off", "extra", {"redirect_dir": "off", "index": "off"}),
+        (b"xino=auto,redirect_dir=off,index=off", "extra", {"xino": "auto", "redirect_dir": "off", "index": "off"}),
     ],
 )
 def test_each_option_that_is_acted_on_sets_its_field(text: bytes, field: str, value: object) -> None:
@@ -116,12 +130,14 @@ def test_what_mount_and_podman_add_changes_nothing() -> None:
     fstab = b"rw,user,_netdev,nofail,auto,noauto,defaults,comment=bla,x-systemd.automount,X-mount.mkdir=0755,relatime"
     libfuse = b"user_id=0,group_id=0,default_permissions,max_read=131072,big_writes,nonempty,fd=3,rootmode=40000"
     podman = b'context="system_u:object_r:container_file_t:s0:c1,c2",threaded=1,fast_ino=1,noxattrs=0'
-    assert read(fstab, libfuse, podman) == MountOptions(extra={"noxattrs": "0"})
+    assert read(fstab, libfuse, podman) == MountOptions(
+        extra={"noxattrs": "0", "context": "system_u:object_r:container_file_t:s0:c1,c2"}
+    )
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"verity=on", b"verity=require", b"nfs_export=on", b"plugins=/x.so", b"plugins", b"uidmapping=0:1:1",
+    [b"plugins=/x.so", b"plugins", b"uidmapping=0:1:1",
      b"squash_to_root", b"xattr_permissions=2"],
 )  # fmt: skip
 def test_what_would_break_a_promise_is_refused_by_name(text: bytes) -> None:
@@ -129,7 +145,7 @@ def test_what_would_break_a_promise_is_refused_by_name(text: bytes) -> None:
         parse([text])
 
 
-@pytest.mark.parametrize("text", [b"sync", b"redirect_dir=on", b"index=on", b"metacopy=on", b"allow_root"])
+@pytest.mark.parametrize("text", [b"sync", b"dirsync", b"mand", b"noxattrs=1", b"allow_root"])
 def test_what_has_no_effect_is_taken_with_one_warning(text: bytes) -> None:
     parsed = parse([text])
     assert parsed.unknown == ()
@@ -139,7 +155,9 @@ def test_what_has_no_effect_is_taken_with_one_warning(text: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [b"fsync=maybe", b"writeback=2", b"timeout=-1", b"timeout=nan", b"timeout=inf", b"timeout=soon",
-     b"metacopy=perhaps", b"redirect_dir", b"lowerdir", b"upperdir", b"fsync", b"index="],
+     b"metacopy=perhaps", b"redirect_dir", b"lowerdir", b"upperdir", b"fsync", b"index=", b"xino=maybe",
+     b"uuid=1", b"verity", b"engine=fast", b"engine", b"rename_copy_limit=", b"rename_copy_limit=-1", b"rename_copy_limit=1X",
+     b"rename_copy_limit=1KM", b"rename_copy_limit=K"],
 )  # fmt: skip
 def test_a_value_that_means_nothing_is_an_error(text: bytes) -> None:
     with pytest.raises(UsageError, match=text.split(b"=")[0].decode()):
@@ -172,9 +190,9 @@ def test_layers_that_cannot_be_mounted_together_are_named(given: MountOptions, c
 
 def test_the_help_names_every_option_there_is() -> None:
     text = options.describe()
-    words = set(text.replace(",", " ").replace("=", " ").replace("+", "+ ").split())
+    words = set(re.findall(r"[a-z_]+\+?", text))
     tables = (options._FIELDS, options._GENERIC, options._LIBFUSE, options._OVERLAY, options._WITHOUT_EFFECT,
-              options._CHOICES, options._REFUSED, options._VALUED)  # fmt: skip
+              options._CHOICES, options._CONTEXTS, options._REFUSED, options._VALUED)  # fmt: skip
     missing = {name for table in tables for name in table} - words - {"remount"}  # remount is no option of a new mount
     assert missing == set()
     assert max(len(line) for line in text.splitlines()) <= 100

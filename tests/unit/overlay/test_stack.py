@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from tests.support.users import as_user
 from tests.unit.overlay.world import PREFIX, USERXATTR, World, mark, no_descriptor_left, put, whiteout
 from unionfs.errors import InUseError, LayerError
 from unionfs.linux import mounts
-from unionfs.overlay.features import Features
+from unionfs.overlay.features import Features, Sync
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.union import Union
 
@@ -262,6 +264,43 @@ def test_a_work_that_says_incompat_is_refused_with_the_path_to_delete(world: Wor
     text = refused([b(world.lowers[0])], b(world.upper), b(world.work))
     assert f"delete {world.building}/incompat/volatile" in text
     assert (world.building / "leftover").exists(), "nothing is cleaned when the mount is refused"
+
+
+VOLATILE = Features(userxattr=USERXATTR, volatile=True, sync=Sync.NEVER)
+
+
+def test_a_volatile_mount_leaves_the_kernel_s_mark_and_no_mount_follows_it(world: World) -> None:
+    arguments = ([b(world.lowers[0])], b(world.upper), b(world.work))
+    open_stack(*arguments, VOLATILE).close()
+    incompat = world.building / "incompat"
+    assert sorted(found.relative_to(incompat) for found in incompat.rglob("*")) == [Path("volatile"), Path("volatile/dirty")]
+    modes = [stat.S_IMODE(found.stat().st_mode) for found in (incompat, incompat / "volatile", incompat / "volatile" / "dirty")]
+    assert modes == ([0, 0, 0] if os.geteuid() == 0 else [0o700, 0o700, 0o600])
+    for features in (VOLATILE, Features(userxattr=USERXATTR), Features(userxattr=USERXATTR, sync=Sync.NEVER)):
+        with pytest.raises(LayerError, match=f"delete {incompat}/volatile"):
+            open_stack(*arguments, features)
+    shutil.rmtree(incompat / "volatile")
+    open_stack(*arguments, Features(userxattr=USERXATTR)).close()
+
+
+def test_never_syncing_alone_leaves_no_mark(world: World) -> None:
+    open_stack([b(world.lowers[0])], b(world.upper), b(world.work), Features(userxattr=USERXATTR, sync=Sync.NEVER)).close()
+    assert os.listdir(world.building) == []
+
+
+def test_a_volatile_mount_of_an_ordinary_user_can_be_cleaned_by_him(world: World, root: None) -> None:
+    for path in (world.upper, world.work, world.building):
+        path.mkdir(exist_ok=True)
+        os.chown(path, 1000, 1000)
+
+    def attempt() -> list[str]:
+        arguments = ([b(world.lowers[0])], b(world.upper), b(world.work))
+        open_stack(*arguments, replace(VOLATILE, userxattr=True)).close()
+        shutil.rmtree(world.building / "incompat" / "volatile")
+        open_stack(*arguments, Features(userxattr=True)).close()
+        return os.listdir(world.building)
+
+    assert as_user(attempt) == []
 
 
 def test_an_empty_incompat_is_no_reason_to_refuse(world: World) -> None:

@@ -1,0 +1,122 @@
+"""Mount options: which go together is the kernel's word, and what they leave behind is what it leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.program import Done, Place, make_layers, place, run, texts
+from tests.support import requirements, system
+from tests.support.mounts import Layers
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(requirements.missing_for_fuse() is not None, reason=str(requirements.missing_for_fuse())),
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounting the kernel's overlayfs needs root"),
+]
+
+
+@pytest.fixture
+def layers(scratch: Path) -> Layers:
+    return make_layers(scratch, lowers=2)
+
+
+@pytest.fixture
+def mnt(scratch: Path) -> Iterator[Place]:
+    with place(scratch) as found:
+        yield found
+
+
+def kernel(text: str, mnt: Place) -> bool:
+    """Whether the kernel mounts an overlay with these options; it is taken away again."""
+    try:
+        system.mount("overlay", mnt.path, "overlay", data=text)
+    except OSError:
+        return False
+    system.unmount(mnt.path)
+    return True
+
+
+def renew(layers: Layers) -> None:
+    """An empty upper and work: a mount leaves marks on them."""
+    for directory in (layers.upper, layers.work):
+        assert directory is not None
+        shutil.rmtree(directory)
+        directory.mkdir()
+
+
+def ours(text: str, mnt: Place) -> Done:
+    """Mount with these options, and unmount."""
+    done = run("mount", "-o", text, mnt.path)
+    if done.status == 0:
+        assert run("umount", mnt.path).status == 0
+    return done
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "redirect_dir=on", "redirect_dir=off", "redirect_dir=follow", "redirect_dir=nofollow", "redirect_dir=maybe",
+        "metacopy=on", "metacopy=on,redirect_dir=on", "metacopy=on,redirect_dir=off", "metacopy=on,redirect_dir=follow",
+        "metacopy=on,redirect_dir=nofollow", "metacopy=on,index=on", "index=on", "index=on,redirect_dir=off", "index=1",
+        "userxattr", "userxattr,redirect_dir=on", "userxattr,redirect_dir=follow", "userxattr,redirect_dir=nofollow",
+        "userxattr,metacopy=on", "userxattr,metacopy=off", "userxattr,index=on", "nfs_export=on,metacopy=on",
+        "nfs_export=on,index=off", "xino=on", "xino=auto", "xino=off", "xino=maybe", "uuid=on", "uuid=null", "uuid=off",
+        "uuid=auto", "uuid=maybe",
+    ],
+)  # fmt: skip
+def test_the_kernel_and_we_refuse_the_same_combinations(layers: Layers, mnt: Place, options: str) -> None:
+    accepted = kernel(f"{texts(layers)},{options}", mnt)
+    renew(layers)
+    done = ours(f"{texts(layers)},{options}", mnt)
+    assert (done.status == 0) == accepted, done.err
+    assert len(done.lines) == (0 if accepted else 1)
+
+
+@pytest.mark.parametrize("lowerdir", ["{0}::{1}", "{0}::{1}::{1}x", "{0}::{1}:{1}x", "::{1}", "{0}::", "{0}::{1}:"])
+@pytest.mark.parametrize("options", ["", ",metacopy=on", ",userxattr", ",redirect_dir=nofollow"])
+def test_data_only_layers_are_taken_where_the_kernel_takes_them(
+    scratch: Path, layers: Layers, mnt: Place, lowerdir: str, options: str
+) -> None:
+    (scratch / "lower1x").mkdir()
+    text = f"lowerdir={lowerdir.format(*layers.lowers)},upperdir={layers.upper},workdir={layers.work}{options}"
+    accepted = kernel(text, mnt)
+    renew(layers)
+    done = ours(text, mnt)
+    assert (done.status == 0) == accepted, done.err
+    assert len(done.lines) == (0 if accepted else 1)
+
+
+@pytest.mark.parametrize("word", ["volatile", "fsync=volatile"])
+def test_after_a_volatile_mount_nobody_takes_the_upper_until_the_mark_is_deleted(layers: Layers, mnt: Place, word: str) -> None:
+    assert layers.work is not None
+    mark = layers.work / "work" / "incompat" / "volatile" / "dirty"
+    assert ours(f"{texts(layers)},{word}", mnt).status == 0
+    assert mark.is_file(), "it stays when the mount is gone, as the kernel's does"
+    assert not kernel(texts(layers), mnt)
+    for again in ("", ",volatile", ",fsync=0"):
+        done = ours(texts(layers) + again, mnt)
+        assert (done.status, len(done.lines)) == (1, 1)
+        assert str(mark.parent) in done.err
+    shutil.rmtree(mark.parent)
+    assert ours(texts(layers), mnt).status == 0
+    assert kernel(texts(layers), mnt)
+
+
+@pytest.mark.parametrize("word", ["fsync=0", "volatile,fsync=0", "fsync=auto", "fsync=strict", "volatile,fsync=auto"])
+def test_no_other_mount_leaves_a_mark(layers: Layers, mnt: Place, word: str) -> None:
+    for _ in range(2):
+        assert ours(f"{texts(layers)},{word}", mnt).status == 0
+    assert layers.work is not None
+    assert not (layers.work / "work" / "incompat").exists()
+
+
+def test_a_mark_the_kernel_left_counts_here(layers: Layers, mnt: Place) -> None:
+    assert kernel(texts(layers) + ",volatile", mnt)
+    done = ours(texts(layers), mnt)
+    assert (done.status, len(done.lines)) == (1, 1)
+    assert f"{layers.work}/work/incompat/volatile" in done.err

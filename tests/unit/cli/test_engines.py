@@ -1,0 +1,104 @@
+"""What the engines make of mount options."""
+
+from __future__ import annotations
+
+import pytest
+
+from unionfs import engines, options
+from unionfs.errors import UsageError
+from unionfs.overlay.features import Features, Redirect, Sync
+
+
+def features(text: bytes = b"") -> Features:
+    """What our own server is asked for by *text*."""
+    check(text)
+    return engines.features(options.parse([text]).options)
+
+
+def check(text: bytes) -> None:
+    """UsageError unless our own server can do what *text* says."""
+    engines.check_served(options.parse([text]).options)
+
+
+def test_without_a_word_directories_are_redirected_and_nothing_else_is_on() -> None:
+    assert features() == Features(redirect=Redirect.ON, index=False, metacopy=False, volatile=False, sync=Sync.AUTO, copy_limit=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "redirect"),
+    [
+        (b"redirect_dir=on", Redirect.ON),
+        (b"redirect_dir=off", Redirect.FOLLOW),
+        (b"redirect_dir=follow", Redirect.FOLLOW),
+        (b"redirect_dir=nofollow", Redirect.NOFOLLOW),
+        (b"userxattr", Redirect.NOFOLLOW),
+        (b"userxattr,redirect_dir=off", Redirect.NOFOLLOW),
+        (b"userxattr,redirect_dir=nofollow", Redirect.NOFOLLOW),
+        (b"metacopy=on", Redirect.ON),
+    ],
+)
+def test_redirect_dir_means_what_it_means_to_the_kernel(text: bytes, redirect: Redirect) -> None:
+    assert features(text).redirect is redirect
+
+
+@pytest.mark.parametrize(
+    ("text", "sync", "volatile"),
+    [
+        (b"fsync=1", Sync.AUTO, False),
+        (b"fsync=strict", Sync.STRICT, False),
+        (b"volatile", Sync.NEVER, True),
+        (b"fsync=volatile", Sync.NEVER, True),
+        (b"fsync=0", Sync.NEVER, False),
+        (b"volatile,fsync=0", Sync.NEVER, False),
+    ],
+)
+def test_only_volatile_leaves_a_mark(text: bytes, sync: Sync, volatile: bool) -> None:
+    assert (features(text).sync, features(text).volatile) == (sync, volatile)
+
+
+def test_what_is_on_is_asked_for() -> None:
+    assert features(b"index=on,metacopy=on") == Features(index=True, metacopy=True)
+    assert features(b"index=on,metacopy=on,index=off,metacopy=off") == Features()
+    assert features(b"userxattr,index=on").index
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        (b"rename_copy_limit=1M", 0),  # a redirect costs nothing
+        (b"userxattr", engines.RENAME_COPY_LIMIT),
+        (b"userxattr,redirect_dir=nofollow", 0),
+        (b"userxattr,redirect_dir=off", 0),
+        (b"userxattr,redirect_dir=off,rename_copy_limit=5", 5),
+        (b"userxattr,rename_copy_limit=0", 0),
+        (b"userxattr,rename_copy_limit=1M", 1 << 20),
+    ],
+)
+def test_directories_are_copied_for_a_rename_only_where_no_redirect_can_be_written(text: bytes, limit: int) -> None:
+    assert features(text).copy_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("userxattr", "redirect_dir=on"),
+        ("userxattr", "redirect_dir=follow"),
+        ("userxattr", "metacopy=on"),
+        ("metacopy=on", "redirect_dir=off"),
+        ("metacopy=on", "redirect_dir=follow"),
+        ("metacopy=on", "redirect_dir=nofollow"),
+        ("nfs_export=on", "metacopy=on"),
+        ("nfs_export=on", "index=off"),
+    ],
+)
+def test_options_that_exclude_each_other_are_both_named(one: str, other: str) -> None:
+    for text in (f"{one},{other}", f"{other},{one}"):
+        with pytest.raises(UsageError, match=f"^options {one} and {other} exclude each other"):
+            check(text.encode())
+
+
+@pytest.mark.parametrize("text", ["nfs_export=on", "verity=on", "verity=require"])
+def test_what_our_server_cannot_do_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UsageError, match=f"option {text} is not supported by the engine pyfuse3"):
+        check(text.encode())
+    check(text.partition("=")[0].encode() + b"=off")

@@ -1,0 +1,83 @@
+"""What each engine makes of the mount options: one text, the same meaning. Pure.
+
+``pyfuse3`` is our own server: its options become Features. ``kernel`` is the kernel's overlayfs: its options become parameters of a
+filesystem context. Every default that the two might see differently is stated to the kernel, whose own defaults depend on how it was built.
+Which options exclude each other was measured on Linux 6.18 (ovl_fs_params_verify).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unionfs.errors import UsageError
+from unionfs.options import MountOptions
+
+if TYPE_CHECKING:  # who only asks whether options go together shall not pay for the overlay
+    from unionfs.overlay.features import Features
+
+#: How much a directory that cannot be redirected may hold to be copied up when it is renamed: seconds on a slow disk.
+RENAME_COPY_LIMIT = 64 << 20
+
+
+def check(options: MountOptions) -> None:
+    """UsageError for options that exclude each other, in the kernel and here alike."""
+    given = options.extra
+    redirect = given.get("redirect_dir")
+    if options.userxattr and redirect in ("on", "follow"):
+        raise _conflict("userxattr", f"redirect_dir={redirect}", "who may write user.* attributes could redirect to any directory")
+    if options.userxattr and given.get("metacopy") == "on":
+        raise _conflict("userxattr", "metacopy=on", "who may write user.* attributes could show any file's data")
+    if given.get("metacopy") == "on" and redirect not in (None, "on"):
+        raise _conflict("metacopy=on", f"redirect_dir={redirect}", "a renamed file without data is found by its redirect")
+    if given.get("nfs_export") == "on" and given.get("metacopy") == "on":
+        raise _conflict("nfs_export=on", "metacopy=on", "")
+    if given.get("nfs_export") == "on" and given.get("index") == "off":
+        raise _conflict("nfs_export=on", "index=off", "file handles are found by the index")
+
+
+def _conflict(one: str, other: str, why: str) -> UsageError:
+    return UsageError(f"options {one} and {other} exclude each other" + (f": {why}" if why else ""))
+
+
+def redirect_dir(options: MountOptions) -> str:
+    """What ``redirect_dir`` comes to: on, follow or nofollow.
+
+    ``off`` follows, as in a kernel that is built to follow always, which is the default there.
+    """
+    given = options.extra.get("redirect_dir", "on")
+    if options.userxattr:
+        return "nofollow"
+    return "follow" if given == "off" else given
+
+
+def check_served(options: MountOptions) -> None:
+    """UsageError for what our own server cannot do."""
+    check(options)
+    for name in ("nfs_export", "verity"):
+        if options.extra.get(name, "off") != "off":
+            raise UsageError(f"option {name}={options.extra[name]} is not supported by the engine pyfuse3; --engine=kernel has it")
+
+
+def features(options: MountOptions) -> Features:
+    """What the options ask of the union that our server shows. Preconditions: check_served."""
+    from unionfs.overlay.features import Features, Redirect, Sync
+
+    sync = {"auto": Sync.AUTO, "strict": Sync.STRICT, "volatile": Sync.NEVER, "never": Sync.NEVER}
+    return Features(
+        userxattr=options.userxattr,
+        redirect=Redirect(redirect_dir(options)),
+        index=options.extra.get("index") == "on",
+        metacopy=options.extra.get("metacopy") == "on",
+        volatile=options.volatile,
+        sync=sync[options.fsync],
+        copy_limit=_copy_limit(options),
+    )
+
+
+def _copy_limit(options: MountOptions) -> int:
+    """Only where no redirect can be written; who says redirect_dir=off or nofollow there wants the kernel's EXDEV."""
+    if not options.userxattr:
+        return 0
+    if options.rename_copy_limit is not None:
+        return options.rename_copy_limit
+    return 0 if "redirect_dir" in options.extra else RENAME_COPY_LIMIT
