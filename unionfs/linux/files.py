@@ -158,3 +158,15 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> None:
                 return
             copied = os.pwrite(target, data, start)
         start += copied
+
+
+def sync_directory(fd: int) -> None:
+    """fsync of the directory *fd*, which may be O_PATH. One its owner may not read is left to the next sync of the filesystem."""
+    try:
+        opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except PermissionError:
+        return
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -114,8 +114,9 @@ class Draft:
             self._build_file()
             return
         if kind == stat.S_IFDIR:
-            os.mkdir(self.work_name, 0o700, dir_fd=self.work.fd)
-        elif kind == stat.S_IFLNK:
+            self._build_directory()
+            return
+        if kind == stat.S_IFLNK:
             os.symlink(os.readlink(self.name, dir_fd=self.source_dir), self.work_name, dir_fd=self.work.fd)
         else:
             os.mknod(self.work_name, kind | 0o600, self.st.st_rdev, dir_fd=self.work.fd)
@@ -132,6 +133,17 @@ class Draft:
                     files.copy_data(source, target, self.size)
                 finally:
                     os.close(source)
+            self._copy_attributes()
+            if self.sync:
+                os.fsync(target)
+        finally:
+            os.close(target)
+
+    def _build_directory(self) -> None:
+        os.mkdir(self.work_name, 0o700, dir_fd=self.work.fd)
+        # opened now: its mode may keep an ordinary user out later
+        target = os.open(self.work_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
+        try:
             self._copy_attributes()
             if self.sync:
                 os.fsync(target)

@@ -39,6 +39,11 @@ class Stack:
         """Whether copied-up data is on disk before it becomes visible."""
         return self.features.sync is not Sync.NEVER
 
+    @property
+    def strict(self) -> bool:
+        """Whether everything that is copied up is on disk before the verb that needed it ends, its name included."""
+        return self.features.sync is Sync.STRICT
+
     def close(self) -> None:
         """Give up every descriptor, the locks last."""
         for layer in (*self.lowers, *self.data):

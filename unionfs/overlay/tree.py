@@ -469,7 +469,7 @@ class Tree:
         shared = node.directory is None and st.st_nlink > 1  # copy-up breaks the link: the copy is an object of its own
         holds_marks = not names.userxattr or stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR)  # xattr(7)
         origin = encode_origin(node.layer, source, name) if holds_marks and not shared and node.parent is not None else None
-        sync = self.stack.sync and size > 0
+        sync = self.stack.strict or (self.stack.sync and size > 0)
         return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, origin, sync)
 
     def publish(self, node: Node, draft: Draft) -> None:
@@ -501,6 +501,8 @@ class Tree:
             self.mark_impure(parent)
         files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
         files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
+        if self.stack.strict:
+            files.sync_directory(parent_fd)
         entry = self.index(parent).entries[node.name]
         if node.directory is not None:
             entry.more = (entry.source, *entry.more)

@@ -26,6 +26,7 @@ from tests.unit.overlay.world import (
 from unionfs.linux import files
 from unionfs.overlay import copy_up
 from unionfs.overlay.copy_up import decode_origin, encode_origin, remove_tree
+from unionfs.overlay.features import Sync
 from unionfs.overlay.union import Change
 
 OLD_NS = 1_234_567_890_123_456_789
@@ -276,6 +277,33 @@ def test_a_volatile_mount_syncs_nothing(world: World, lower: Path, steps: list[s
     put(lower / "file", b"x")
     touch_up(world.open(volatile=True), b"file")
     assert steps == ["rename"]
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_strict_has_a_file_its_directories_and_their_names_on_disk(world: World, lower: Path, steps: list[str], size: int) -> None:
+    put(lower / "a" / "b" / "file", b"x" * size)
+    view = world.open(sync=Sync.STRICT)
+    touch_up(view, b"a/b/file")
+    one_object = ["fsync", "rename", "fsync"]  # itself, its place, the directory it is in
+    assert steps == one_object * 3
+    touch_up(view, b"a/b/file")
+    assert steps == one_object * 3, "what is up already needs nothing"
+
+
+def test_without_strict_directories_and_empty_files_wait_for_nothing(world: World, lower: Path, steps: list[str]) -> None:
+    put(lower / "a" / "file", b"")
+    touch_up(world.open(sync=Sync.AUTO), b"a/file")
+    assert steps == ["rename", "rename"]
+
+
+def test_strict_syncs_the_name_of_what_cannot_be_synced_itself(world: World, lower: Path, steps: list[str]) -> None:
+    (lower / "link").symlink_to("nowhere")
+    view = world.open(sync=Sync.STRICT)
+    draft = view.union.begin_copy_up(view.ino(b"link"))
+    assert draft is not None
+    draft.build()
+    view.union.publish(view.ino(b"link"), draft)
+    assert steps == ["rename", "fsync"]
 
 
 def test_a_draft_is_invisible_until_it_is_published(world: World, lower: Path) -> None:

@@ -187,9 +187,9 @@ class World:
         return (lowers, os.fsencode(self.upper), os.fsencode(self.work)) if writable else (lowers, None, None)
 
     def open(self, *, writable: bool = True, acl: bool = True, volatile: bool = True, static_links: bool = False,
-             userxattr: bool = USERXATTR) -> View:
+             userxattr: bool = USERXATTR, sync: Sync | None = None) -> View:
         """A union over the layers. Volatile unless asked otherwise: the disk has no part in most tests."""
-        features = Features(userxattr=userxattr, sync=Sync.NEVER if volatile else Sync.AUTO)
+        features = Features(userxattr=userxattr, sync=sync or (Sync.NEVER if volatile else Sync.AUTO))
         stack = open_stack(*self.stack_arguments(writable=writable), features)
         union = Union(stack, acl=acl, static_links=static_links)
         self._open.append(union)
