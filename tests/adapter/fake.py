@@ -149,8 +149,8 @@ class FakeUnion:
     def is_up(self, ino: int) -> bool:
         return ino not in self.drafts
 
-    def begin_copy_up(self, ino: int, size: int | None = None) -> FakeDraft | None:
-        self._note("begin_copy_up", ino, size)
+    def begin_copy_up(self, ino: int, size: int | None = None, *, data: bool = True) -> FakeDraft | None:
+        self._note("begin_copy_up", ino, size, *(() if data else ("without data",)))
         return self.drafts.get(ino)
 
     def publish(self, ino: int, draft: FakeDraft) -> None:

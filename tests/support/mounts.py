@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.support import system
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KERNEL_OPTIONS = "redirect_dir=off,index=off,metacopy=off,xino=off"
+KERNEL_OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off"
 MOUNT_SECONDS = 30.0
 _BAD_LOG_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback ")
 

@@ -153,12 +153,12 @@ class Operations(pyfuse3.Operations):
         self._known[node.ino] = made
         return made
 
-    async def _bring_up(self, ino: int, size: int | None = None) -> None:
+    async def _bring_up(self, ino: int, size: int | None = None, *, data: bool = True) -> None:
         """Have *ino* in upper, without keeping others waiting when that takes long."""
         while (building := self._building.get(ino)) is not None:
             self._blocking.hand_over()
             await building.wait()
-        draft = self._union.begin_copy_up(ino, size)
+        draft = self._union.begin_copy_up(ino, size, data=data)
         if draft is None:
             return
         if draft.size < _QUICK_SIZE and not draft.sync:
@@ -206,7 +206,7 @@ class Operations(pyfuse3.Operations):
 
     @changing_verb
     async def link(self, inode: InodeT, parent: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        await self._bring_up(inode)
+        await self._bring_up(inode, data=False)
         return self._entry(self._union.link(inode, parent, name))
 
     @changing_verb
@@ -222,7 +222,7 @@ class Operations(pyfuse3.Operations):
         self, old_parent: InodeT, old: bytes, new_parent: InodeT, new: bytes, flags: int, ctx: RequestContext
     ) -> None:
         for ino in self._union.to_bring_up(old_parent, old, new_parent, new, flags):
-            await self._bring_up(ino)
+            await self._bring_up(ino, data=False)
         self._union.rename(old_parent, old, new_parent, new, flags)
 
     # -- attributes ------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         change = attrs.change(attr, fields)
-        await self._bring_up(inode, change.size)
+        await self._bring_up(inode, change.size, data=change.size is not None)
         return self._entry(self._union.setattr(inode, change))
 
     @verb
@@ -256,14 +256,14 @@ class Operations(pyfuse3.Operations):
 
     @changing_verb
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._bring_up(inode)
+        await self._bring_up(inode, data=False)
         self._union.setxattr(inode, name, value)
 
     @changing_verb
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         if not self._union.is_up(inode):
             self._union.getxattr(inode, name)
-        await self._bring_up(inode)
+        await self._bring_up(inode, data=False)
         self._union.removexattr(inode, name)
 
     @verb

@@ -19,6 +19,7 @@ from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.whiteout import XattrNames
 
+_CAPABILITY = b"security.capability"
 _WHITEOUT_MODE = stat.S_IFCHR
 _ORIGIN_MAGIC = 0xFB
 _ORIGIN_BIG_ENDIAN = 1
@@ -97,6 +98,12 @@ class Draft:
     names: XattrNames
     origin: bytes | None
     sync: bool
+    #: The data stays where it is: the copy is a metacopy.
+    metacopy: bool = False
+
+    def discard(self) -> None:
+        """Throw a built copy away."""
+        self.work.discard(self.work_name)
 
     def build(self) -> None:
         """Make the complete copy in work, on disk if *sync*; on failure nothing is left there."""
@@ -127,7 +134,10 @@ class Draft:
             self.work_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work.fd
         )
         try:
-            if self.size:
+            if self.metacopy:
+                os.ftruncate(target, self.st.st_size)
+                xattrs.put(files.path_at(target, b""), self.names.metacopy, b"")
+            elif self.size:
                 source = self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
                 try:
                     files.copy_data(source, target, self.size)
@@ -165,6 +175,40 @@ class Draft:
         if not stat.S_ISLNK(self.st.st_mode):
             os.chmod(path, stat.S_IMODE(self.st.st_mode))
         files.utimens(path, self.st.st_atime_ns, self.st.st_mtime_ns)
+
+
+@dataclass
+class DataDraft:
+    """The data of a metacopy in upper on their way up; the mark goes last, so that until then the lower ones count.
+
+    *source* and *target* are the draft's own descriptors, *target* open for writing. There is nothing to throw away.
+    """
+
+    source: int
+    target: int
+    size: int
+    names: XattrNames
+    sync: bool
+
+    def discard(self) -> None:
+        """What was copied stays as good as it was."""
+
+    def build(self) -> None:
+        """Copy, and put back what writing disturbs: the times, and capabilities (the caller may not mean to change a thing)."""
+        try:
+            path = files.path_at(self.target, b"")
+            before = os.fstat(self.target)
+            capability = xattrs.find(path, _CAPABILITY)
+            files.copy_data(self.source, self.target, self.size)
+            if capability is not None:
+                xattrs.put(path, _CAPABILITY, capability)
+            files.utimens(path, before.st_atime_ns, before.st_mtime_ns)
+            if self.sync:
+                os.fsync(self.target)
+            xattrs.drop(path, self.names.metacopy)
+        finally:
+            os.close(self.source)
+            os.close(self.target)
 
 
 def copy_xattrs(source: bytes, target: bytes, names: XattrNames) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from unionfs.linux import files, xattrs
@@ -64,6 +64,33 @@ class Layer:
                 return None
             raise
 
+    def marks(self, dir_fd: int, name: bytes, names: XattrNames) -> dict[bytes, bytes]:
+        """The overlay attributes of *name*; none for a mount point. One call for an object that has no attributes at all."""
+        try:
+            with self.object_path(dir_fd, name) as path:
+                private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
+                values = ((attribute, xattrs.find(path, attribute)) for attribute in private)
+                return {attribute: value for attribute, value in values if value is not None}
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                return {}
+            raise
+
+    def kind(self, dir_fd: int, name: bytes, names: XattrNames) -> int | None:
+        """What *name* is, as ``scan`` says it: S_IFDIR, S_IFREG ..., 0 for a whiteout; None when there is nothing."""
+        try:
+            st = self.stat(dir_fd, name)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                return None
+            raise
+        if is_whiteout_device(st):
+            return 0
+        if stat.S_ISREG(st.st_mode) and st.st_size == 0 and self.attribute(dir_fd, name, names.whiteout) is not None:
+            holder = xattrs.find(files.path_at(dir_fd, b""), names.opaque)
+            return 0 if holder == HOLDS_XATTR_WHITEOUTS else stat.S_IFREG
+        return stat.S_IFMT(st.st_mode)
+
     def open_file(self, dir_fd: int, name: bytes, flags: int) -> int:
         """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink."""
         if self.private:
@@ -92,17 +119,25 @@ class Layer:
         named = {name: getattr(above, name) for name in dir(above) if name.startswith("st_")} | changed
         return os.stat_result([named[name] for name in _SEQUENCE], named)
 
-    def scan(self, dir_fd: int, names: XattrNames) -> Iterator[tuple[bytes, int]]:
+    def own_marks(self, dir_fd: int, names: XattrNames) -> dict[bytes, bytes]:
+        """The overlay attributes of the directory itself."""
+        path = files.path_at(dir_fd, b"")
+        private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
+        return {attribute: xattrs.find(path, attribute) or b"" for attribute in private}
+
+    def scan(self, dir_fd: int, names: XattrNames, marks: Mapping[bytes, bytes] | None = None) -> Iterator[tuple[bytes, int]]:
         """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
 
-        An unreadable or vanished directory raises OSError.
+        *marks*: its ``own_marks``, where the caller has them. An unreadable or vanished directory raises OSError.
         """
+        if marks is None:
+            marks = self.own_marks(dir_fd, names)
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) in self.traps:
                 return
-            marked = xattrs.find(files.path_at(fd, b""), names.opaque) == HOLDS_XATTR_WHITEOUTS
+            marked = marks.get(names.opaque) == HOLDS_XATTR_WHITEOUTS
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)

@@ -72,15 +72,17 @@ class Index:
 class Directory:
     """What a Node that is a directory has besides: the lower directories merged into it, and their index once it was needed.
 
-    ``lowers``: (layer, path in it), topmost first. ``impure``: upper's copy is known to carry the impure mark.
+    ``lowers``: (layer, path in it), topmost first. ``redirect``: the mark on upper's copy that says where they are, if it has one.
+    ``impure``: the layers whose copy carries the impure mark; known once there is an index.
     """
 
-    __slots__ = ("impure", "index", "lowers")
+    __slots__ = ("impure", "index", "lowers", "redirect")
 
-    def __init__(self, lowers: tuple[tuple[Layer, bytes], ...]) -> None:
+    def __init__(self, lowers: tuple[tuple[Layer, bytes], ...], redirect: bytes | None = None) -> None:
         self.lowers = lowers
+        self.redirect = redirect
         self.index: Index | None = None
-        self.impure = False
+        self.impure: tuple[Layer, ...] = ()
 
 
 class Orphan:

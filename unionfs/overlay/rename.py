@@ -13,6 +13,7 @@ import stat
 from unionfs.linux import files, xattrs
 from unionfs.overlay.copy_up import make_whiteout, remove_tree
 from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.redirect import copy_up_whole, fits, has_lower_part, may_redirect, redirect_directory, redirect_file
 from unionfs.overlay.tree import NAME_MAX, Tree, error
 from unionfs.overlay.whiteout import OPAQUE
 
@@ -61,9 +62,9 @@ def _checked(
 
 
 def _movable(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> Node:
-    """The node of *entry*; EXDEV for a directory that a lower has a part in."""
+    """The node of *entry*; EXDEV for a directory that a lower has a part in and that can neither be redirected nor copied up whole."""
     node, _ = tree.resolve(parent, name, entry)
-    if node.directory is not None and (node.layer is not tree.upper or node.directory.lowers):
+    if has_lower_part(tree, node) and not may_redirect(tree) and not fits(tree, node):
         raise error(errno.EXDEV, name)
     return node
 
@@ -83,6 +84,20 @@ def _check_empty(tree: Tree, new_dir: Node, new: bytes, target: LayerEntry) -> N
         raise error(errno.ENOTEMPTY, new)
 
 
+def _make_movable(tree: Tree, node: Node, new_dir: Node | None) -> None:
+    """Bring *node* up and let it say where its lower part is, if it has one; *new_dir*: its new directory, when that is another."""
+    if node.directory is None:
+        tree.bring_up(node, data=False)
+        redirect_file(tree, node)
+    elif not has_lower_part(tree, node):
+        pass
+    elif may_redirect(tree):
+        tree.bring_up(node)
+        redirect_directory(tree, node, new_dir)
+    else:
+        copy_up_whole(tree, node)
+
+
 def _make_opaque(tree: Tree, parent: Node, name: bytes) -> None:
     xattrs.put(files.path_at(tree.upper_fd(parent), name), tree.stack.names.opaque, OPAQUE)
 
@@ -91,11 +106,11 @@ def _move(
     tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, node: Node, new_dir: Node, new: bytes, target: LayerEntry | None
 ) -> None:
     tree.copy_up_directory(new_dir)
-    tree.bring_up(node)
+    _make_movable(tree, node, new_dir if old_dir is not new_dir else None)
     tree.pass_on_impurity(old_dir, new_dir)
     new_index = tree.index(new_dir)
     covered = target is not None and (target.below or target.source is not tree.upper)
-    if source.kind == stat.S_IFDIR and (covered or new in new_index.whiteouts):
+    if source.kind == stat.S_IFDIR and not has_lower_part(tree, node) and (covered or new in new_index.whiteouts):
         _make_opaque(tree, old_dir, old)
     victim = target.node if target is not None and isinstance(target.node, Node) else None
     orphan: Orphan | None = None
@@ -176,17 +191,18 @@ def _strip_whiteouts(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -
 def _exchange(
     tree: Tree, one: tuple[Node, bytes, LayerEntry, Node], other: tuple[Node, bytes, LayerEntry, Node]
 ) -> None:
-    for parent, _, _, node in (one, other):
+    for (parent, _, _, node), (new_parent, _, _, _) in ((one, other), (other, one)):
         tree.copy_up_directory(parent)
-        tree.bring_up(node)
-    for (parent, name, entry, _), (_, _, there, _) in ((one, other), (other, one)):
-        if entry.kind == stat.S_IFDIR and there.below:
+        _make_movable(tree, node, new_parent if parent is not new_parent else None)
+    for (parent, name, entry, node), (_, _, there, _) in ((one, other), (other, one)):
+        if entry.kind == stat.S_IFDIR and there.below and not has_lower_part(tree, node):
             _make_opaque(tree, parent, name)
     (old_dir, old, source, node), (new_dir, new, target, new_node) = one, other
     tree.pass_on_impurity(old_dir, new_dir)
     tree.pass_on_impurity(new_dir, old_dir)
     files.renameat2(tree.upper_fd(old_dir), old, tree.upper_fd(new_dir), new, files.RENAME_EXCHANGE)
     source.kind, target.kind = target.kind, source.kind
+    source.more = target.more = ()
     source.node, target.node = new_node, node
     if node is not new_node:
         _renamed(tree, node, old_dir, old, new_dir, new)

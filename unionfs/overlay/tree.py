@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.backing import FdCache, share_of_descriptors
-from unionfs.overlay.copy_up import Draft, Work, decode_origin, encode_origin
+from unionfs.overlay.copy_up import DataDraft, Draft, Work, decode_origin, encode_origin
 from unionfs.overlay.layer import Layer
+from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
 from unionfs.overlay.stack import Stack
@@ -41,6 +42,8 @@ class Tree:
         self._files: FdCache[tuple[int, bool]] = FdCache(share)
         #: O_PATH descriptors of objects that no path may stand for; by number, and whether of the writable copy.
         self._objects: FdCache[tuple[int, bool]] = FdCache(share)
+        #: Where the data of metacopies are, by number.
+        self._data: dict[int, Data] = {}
         self._orphan_fds = 0
         self._orphan_limit = share
         layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
@@ -114,6 +117,8 @@ class Tree:
 
     def _open_file(self, node: Node, flags: int) -> int:
         orphan = node.orphan
+        if flags == os.O_RDONLY and (data := self._data.get(node.ino)) is not None:
+            return self._open_data(data)
         if orphan is None:
             assert node.parent is not None
             return node.layer.open_file(self.directory_fd(node.parent, node.layer), node.name, flags)
@@ -123,6 +128,27 @@ class Tree:
             return os.open(orphan.work_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
         with self._orphan_directory(node) as (dir_fd, name):
             return node.layer.open_file(dir_fd, name, flags)
+
+    def _open_data(self, data: Data) -> int:
+        """The data of a metacopy, for reading. EIO when no data-only layer has them as a regular file (ovl_maybe_lookup_lowerdata)."""
+        parent, _, name = data.path.rpartition(b"/")
+        for layer in self.stack.data if data.layer is None else (data.layer,):
+            try:
+                directory = layer.open_directory(parent)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                if stat.S_ISREG(layer.stat(directory, name).st_mode):
+                    return layer.open_file(directory, name, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            finally:
+                os.close(directory)
+        raise error(errno.EIO, data.path)
+
+    def is_metacopy(self, node: Node) -> bool:
+        """Whether the data of *node* are not with its topmost copy."""
+        return node.ino in self._data
 
     @contextmanager
     def _orphan_directory(self, node: Node) -> Iterator[tuple[int, bytes]]:
@@ -215,9 +241,8 @@ class Tree:
         directory = node.directory
         assert directory is not None
         upper = self.stack.upper
+        directory.impure = ()
         if upper is not None and node.layer is upper:
-            path = files.path_at(self.directory_fd(node, upper), b"")
-            directory.impure = xattrs.find(path, self.stack.names.impure) == IMPURE
             yield upper, self._upper_listing(node, upper, whiteouts)
         for layer, _ in directory.lowers:
             try:
@@ -226,10 +251,17 @@ class Tree:
                 if exc.errno == errno.EXDEV:  # a mount point, in a layer that is no private clone
                     continue
                 raise
-            yield layer, layer.scan(fd, self.stack.names)
+            yield layer, self._listing(directory, layer, fd)
+
+    def _listing(self, directory: Directory, layer: Layer, fd: int) -> Iterator[tuple[bytes, int]]:
+        marks = layer.own_marks(fd, self.stack.names)
+        if marks.get(self.stack.names.impure) == IMPURE:
+            directory.impure += (layer,)
+        return layer.scan(fd, self.stack.names, marks)
 
     def _upper_listing(self, node: Node, upper: Layer, whiteouts: set[bytes]) -> Iterator[tuple[bytes, int]]:
-        for name, kind in upper.scan(self.directory_fd(node, upper), self.stack.names):
+        assert node.directory is not None
+        for name, kind in self._listing(node.directory, upper, self.directory_fd(node, upper)):
             if not kind:
                 whiteouts.add(name)
             yield name, kind
@@ -251,50 +283,78 @@ class Tree:
         if isinstance(node, Node):
             return node, self.stat(node)
         st = entry.source.stat(self.directory_fd(parent, entry.source), name)
-        lowers = self._lower_directories(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
-        number = self._number(parent, name, entry, st, lowers)
-        if lowers is None and entry.source is self.stack.upper:
+        directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
+        data = self._data_of(parent, name, entry, st)
+        number = self._number(parent, name, entry, st, directory)
+        if directory is None and entry.source is self.stack.upper:
             known = self._same_upper_file(number, st)
             if known is not None:
                 self.add_name(known, parent, name, entry)
                 return known, st
-        node = Node(number, parent, name, entry.source, None if lowers is None else Directory(lowers))
+        node = Node(number, parent, name, entry.source, directory)
         self.nodes.add(node)
         entry.node = node
+        if data is not None:
+            self._data[node.ino] = data
         return node, st
 
-    def _lower_directories(
-        self, parent: Node, name: bytes, entry: LayerEntry
-    ) -> tuple[tuple[Layer, bytes], ...]:
-        """The lower directories that make up the directory *entry*: down to the first opaque one."""
-        found: list[tuple[Layer, bytes]] = []
+    def _merged_directory(self, parent: Node, name: bytes, entry: LayerEntry) -> Directory:
+        above = parent.directory
+        assert above is not None
         sources = (entry.source, *entry.more)
-        for layer in sources:
-            if layer is not self.stack.upper:
-                above = self.directory_path(parent, layer)
-                found.append((layer, above + b"/" + name if above else name))
-            if layer is not sources[-1] and layer.is_opaque(self.directory_fd(parent, layer), name, self.stack.names):
-                break
-        return tuple(found)
+        return Directory(*lower_directories(self.stack, above.lowers, lambda layer: self.directory_fd(parent, layer), name, sources))
+
+    def _data_of(self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result) -> Data | None:
+        """Where the data of a metacopy are; None for anything else.
+
+        Looked for only where metacopies are to be expected: under such options, and in directories the mark impure says it of, as
+        whoever makes a metacopy by copying up sets it. Elsewhere it would cost a call for each file.
+        """
+        above, source = parent.directory, entry.source
+        assert above is not None
+        if not stat.S_ISREG(st.st_mode) or not (self.stack.features.metacopy or self.stack.data or source in above.impure):
+            return None
+        marks = source.marks(self.directory_fd(parent, source), name, self.stack.names)
+        return data_of(self.stack, above.lowers, source, name, marks) if self.stack.names.metacopy in marks else None
 
     def _number(
-        self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result, lowers: tuple[tuple[Layer, bytes], ...] | None
+        self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result, directory: Directory | None
     ) -> int:
         """The number an object should have: that of the lower object it is or was copied up from, else upper's own.
 
         0 (one of ours) for a lower non-directory with several links: until they can be tied together each name is an object of its own.
         """
-        if lowers is not None:
-            if lowers and lowers[0][0] is not entry.source:
-                st = lowers[0][0].stat(self.directory_fd(parent, lowers[0][0]), name)
+        if directory is not None:
+            if directory.lowers and directory.lowers[0][0] is not entry.source:
+                st = self._stat_lower(*directory.lowers[0])
         elif entry.source is not self.stack.upper:
             if st.st_nlink > 1:
                 return 0
-        elif parent.directory is not None and parent.directory.impure:
+        elif parent.directory is not None and entry.source in parent.directory.impure:
             value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
             if value:
                 st = decode_origin(value, self.stack.lowers) or self._unmoved_origin(parent, name, value) or st
         return self.nodes.natural(st.st_dev, st.st_ino)
+
+    @staticmethod
+    def _stat_lower(layer: Layer, path: bytes) -> os.stat_result:
+        """Of the directory *path* in a lower."""
+        try:
+            fd = layer.open_directory(path)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+        else:
+            try:
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
+        above, _, name = path.rpartition(b"/")  # a mount point, in a layer that is no private clone
+        fd = layer.open_directory(above)
+        try:
+            return layer.stat(fd, name)
+        finally:
+            os.close(fd)
 
     def _unmoved_origin(self, parent: Node, name: bytes, value: bytes) -> os.stat_result | None:
         """The lower object an ``origin`` names, for who may not open by handle: found only if it lies where it was copied up from."""
@@ -392,6 +452,7 @@ class Tree:
     def bury(self, dead: list[Node]) -> None:
         """Give back all that the removed nodes *dead* held."""
         for node in dead:
+            self._data.pop(node.ino, None)
             self._files.drop((node.ino, True))
             self._files.drop((node.ino, False))
             self._drop_objects(node)
@@ -434,29 +495,44 @@ class Tree:
         draft.build()
         self.publish(node, draft)
 
-    def bring_up(self, node: Node, size: int | None = None) -> None:
-        """Make sure *node* is in upper, its parents first; *size* as in ``begin_copy_up``."""
-        if node.layer is self.upper:
+    def bring_up(self, node: Node, size: int | None = None, *, data: bool = True) -> None:
+        """Make sure *node* is in upper, its parents first; *size* and *data* as in ``begin_copy_up``."""
+        if node.layer is self.upper and not (data and node.ino in self._data):
             return
         if node.directory is not None:
             self.copy_up_directory(node)
             return
-        draft = self.begin_copy_up(node, size)
+        draft = self.begin_copy_up(node, size, data=data)
         if draft is not None:
             draft.build()
             self.publish(node, draft)
 
-    def begin_copy_up(self, node: Node, size: int | None = None) -> Draft | None:
+    def begin_copy_up(self, node: Node, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
         """The Draft that will bring the non-directory *node* up, None when it is there; parents are brought up at once.
 
-        *size*: only so much data is wanted. The caller builds the draft (in a thread if it likes), then publishes it.
+        *size*: only so much data is wanted. Without *data* a metacopy will do. The caller builds the draft (in a thread if it likes), then
+        publishes it.
         """
         if node.layer is self.upper:
-            return None
+            return self._data_draft(node, size) if data and node.ino in self._data else None
         if node.parent is not None:
             self.copy_up_directory(node.parent)
         st = self.stat(node)
-        return self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
+        draft = self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
+        if not data and self.stack.features.metacopy and node.parent is not None and stat.S_ISREG(st.st_mode):
+            draft.metacopy, draft.size, draft.sync = True, 0, self.stack.strict
+        return draft
+
+    def _data_draft(self, node: Node, size: int | None) -> DataDraft:
+        whole = self.stat(node).st_size
+        source = self._open_file(node, os.O_RDONLY)
+        try:
+            target = self._open_file(node, os.O_RDWR)
+        except BaseException:
+            os.close(source)
+            raise
+        length = whole if size is None else min(size, whole)
+        return DataDraft(source, target, length, self.stack.names, self.stack.sync and length > 0)
 
     def _draft(self, node: Node, st: os.stat_result, size: int) -> Draft:
         names = self.stack.names
@@ -472,15 +548,20 @@ class Tree:
         sync = self.stack.strict or (self.stack.sync and size > 0)
         return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, origin, sync)
 
-    def publish(self, node: Node, draft: Draft) -> None:
+    def publish(self, node: Node, draft: Draft | DataDraft) -> None:
         """Put the built *draft* in place of *node*'s lower object; the node goes on with upper's copy.
 
         A node that lost its name meanwhile keeps its copy in work. The parent's times are restored, as the kernel does.
         """
         upper = self.upper
-        if node.layer is upper:  # somebody was faster
-            self.work.discard(draft.work_name)
+        if isinstance(draft, DataDraft):
+            self._data.pop(node.ino, None)
+            self._files.drop((node.ino, False))
             return
+        if node.layer is upper:  # somebody was faster
+            draft.discard()
+            return
+        data = self._place_of_data(node) if draft.metacopy else None
         if node.parent is None or node.orphan is not None:
             self._publish_orphan(node, draft)
         else:
@@ -490,14 +571,26 @@ class Tree:
                 self.work.discard(draft.work_name)
                 raise
         node.layer = upper
-        self._files.drop((node.ino, False))
+        if data is None:
+            self._data.pop(node.ino, None)
+            self._files.drop((node.ino, False))
+        else:
+            self._data[node.ino] = data
+
+    def _place_of_data(self, node: Node) -> Data:
+        known = self._data.get(node.ino)
+        if known is not None:
+            return known
+        assert node.parent is not None
+        above = self.directory_path(node.parent, node.layer)
+        return Data(node.layer, above + b"/" + node.name if above else node.name)
 
     def _publish_named(self, node: Node, parent: Node, draft: Draft) -> None:
         upper = self.upper
         parent_fd = self.directory_fd(parent, upper)
         parent_path = files.path_at(parent_fd, b"")
         times = os.fstat(parent_fd)
-        if draft.origin:
+        if draft.origin or draft.metacopy:
             self.mark_impure(parent)
         files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
         files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
@@ -509,16 +602,22 @@ class Tree:
         entry.source = upper
         entry.below = True
 
+    def forget_lowers(self, node: Node) -> None:
+        """The directory *node* is upper's alone from now on."""
+        assert node.directory is not None
+        self._drop_directory_fds(node)
+        node.directory.lowers, node.directory.redirect = (), None
+
     def mark_impure(self, directory: Node) -> None:
         """Note on upper's copy of *directory* that it holds objects with an origin: only there is it looked for (ovl_set_impure)."""
         assert directory.directory is not None
-        if not directory.directory.impure:
+        if self.upper not in directory.directory.impure:
             xattrs.put(files.path_at(self.upper_fd(directory), b""), self.stack.names.impure, IMPURE)
-            directory.directory.impure = True
+            directory.directory.impure += (self.upper,)
 
     def pass_on_impurity(self, source: Node, target: Node) -> None:
         """An object of *source* comes to *target*: if it may have an origin, *target* has to say so."""
-        if source.directory is not None and source.directory.impure:
+        if source.directory is not None and self.upper in source.directory.impure:
             self.mark_impure(target)
 
     def _publish_orphan(self, node: Node, draft: Draft) -> None:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
-from unionfs.overlay.copy_up import Draft, make_whiteout
+from unionfs.overlay.copy_up import DataDraft, Draft, make_whiteout
 from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree, error
@@ -195,10 +196,13 @@ class Union:
         upper = self.stack.upper
         if node.layer is not upper or upper is None or not self.stack.sync:
             return None
-        if node.directory is None:
+        if node.directory is None and not self.tree.is_metacopy(node):
             return os.dup(self.tree.file_fd(node, writable=True))
         if node.orphan is not None:
             return None
+        if node.directory is None:
+            assert node.parent is not None
+            return upper.open_file(self.tree.upper_fd(node.parent), node.name, os.O_RDONLY)
         return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.tree.upper_fd(node))
 
     # -- copy-up ---------------------------------------------------------------------------------------------------------
@@ -207,32 +211,35 @@ class Union:
         """Whether *ino* is in upper."""
         return self.tree.node(ino).layer is self.stack.upper
 
-    def begin_copy_up(self, ino: int, size: int | None = None) -> Draft | None:
-        """The Draft to build before *ino* can be changed, None when there is nothing to do. *size*: it will be truncated to that."""
+    def begin_copy_up(self, ino: int, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
+        """The Draft to build before *ino* can be changed, None when there is nothing to do.
+
+        *size*: it will be truncated to that. Without *data* only what is not its data will change.
+        """
         node = self.tree.node(ino)
         if node.directory is not None:
             return None
-        return self.tree.begin_copy_up(node, size)
+        return self.tree.begin_copy_up(node, size, data=data)
 
-    def publish(self, ino: int, draft: Draft) -> None:
+    def publish(self, ino: int, draft: Draft | DataDraft) -> None:
         """Put the built *draft* of *ino* in place; without the node (forgotten meanwhile) it is thrown away."""
         node = self.tree.nodes.get(ino)
         if node is None:
-            draft.work.discard(draft.work_name)
+            draft.discard()
         else:
             self.tree.publish(node, draft)
 
-    def _up(self, ino: int, size: int | None = None) -> Node:
-        """*ino*, in upper."""
+    def _up(self, ino: int, size: int | None = None, *, data: bool = True) -> Node:
+        """*ino*, in upper; without *data* perhaps as a metacopy."""
         node = self.tree.node(ino)
-        self.tree.bring_up(node, size)
+        self.tree.bring_up(node, size, data=data)
         return node
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
     def setattr(self, ino: int, change: Change) -> tuple[Node, os.stat_result]:
         """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it)."""
-        node = self._up(ino, change.size)
+        node = self._up(ino, change.size, data=change.size is not None)
         tree = self.tree
         if change.size is not None:
             os.ftruncate(tree.file_fd(node, writable=True), change.size)
@@ -274,7 +281,7 @@ class Union:
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
         stored = self._stored(name)
-        node = self._up(ino)
+        node = self._up(ino, data=False)
         xattrs.put(self.tree.place(node), stored, value, flags)
 
     def removexattr(self, ino: int, name: bytes) -> None:
@@ -283,7 +290,7 @@ class Union:
         node = self.tree.node(ino)
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.place(node), stored)
-        self.tree.bring_up(node)
+        self.tree.bring_up(node, data=False)
         try:
             xattrs.drop(self.tree.place(node), stored)
         except OSError as exc:
@@ -348,9 +355,10 @@ class Union:
         directory = self._vacant(parent, name)
         if node.orphan is not None:
             raise error(errno.ENOENT)
-        self.tree.bring_up(node)
         tree = self.tree
         assert node.parent is not None
+        tree.bring_up(node, data=False)
+        redirect_file(tree, node)
         tree.pass_on_impurity(node.parent, directory)
         source = tree.upper_fd(node.parent)
         at_fd, at = self._workplace(directory, name)
@@ -531,7 +539,7 @@ class Union:
             files.renameat2(work.fd, gone, work.fd, keep_as)
 
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
-        """renameat2 with NOREPLACE or EXCHANGE; EXDEV for a directory that exists in a lower, EINVAL for other flags."""
+        """renameat2 with NOREPLACE or EXCHANGE; EINVAL for other flags, EXDEV for a directory that cannot be redirected."""
         rename(self.tree, self.tree.directory(old_parent), old, self.tree.directory(new_parent), new, flags)
 
     def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:

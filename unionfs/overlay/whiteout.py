@@ -6,6 +6,7 @@ Documentation/filesystems/overlayfs.rst and fs/overlayfs/xattrs.c.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass, field
@@ -14,6 +15,25 @@ OPAQUE = b"y"
 #: On a lower directory: it may hold xattr whiteouts. It does not make the directory opaque.
 HOLDS_XATTR_WHITEOUTS = b"x"
 IMPURE = b"y"
+
+
+#: Bytes of an absolute redirect at most; a longer one is never written (the kernel's redirect_max).
+REDIRECT_MAX = 256
+#: struct ovl_metacopy without a digest: version, length, flags, digest algorithm.
+_METACOPY_MIN = 4
+
+
+def check_redirect(value: bytes) -> None:
+    """OSError(EINVAL) unless *value* is one name, or an absolute path without empty components (ovl_get_redirect_xattr)."""
+    parts = value[1:].split(b"/") if value.startswith(b"/") else [value]
+    if any(part in (b"", b".", b"..") or b"/" in part or b"\0" in part for part in parts):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), value)
+
+
+def check_metacopy(value: bytes) -> None:
+    """OSError(EIO) unless *value* is a metacopy mark: empty, or version 0 with its own length (ovl_check_metacopy_xattr)."""
+    if value and (len(value) < _METACOPY_MIN or value[0] != 0 or value[1] != len(value)):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def is_whiteout_device(st: os.stat_result) -> bool:
@@ -35,11 +55,15 @@ class XattrNames:
     whiteout: bytes = field(init=False)
     origin: bytes = field(init=False)
     impure: bytes = field(init=False)
+    redirect: bytes = field(init=False)
+    metacopy: bytes = field(init=False)
+    nlink: bytes = field(init=False)
+    protattr: bytes = field(init=False)
     _escaped: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         prefix = b"user.overlay." if self.userxattr else b"trusted.overlay."
-        for name in ("opaque", "whiteout", "origin", "impure"):
+        for name in ("opaque", "whiteout", "origin", "impure", "redirect", "metacopy", "nlink", "protattr"):
             object.__setattr__(self, name, prefix + name.encode())
         object.__setattr__(self, "prefix", prefix)
         object.__setattr__(self, "_escaped", prefix + b"overlay.")

@@ -6,9 +6,10 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support import tree
 from unionfs.linux import xattrs
@@ -187,10 +188,10 @@ class World:
         return (lowers, os.fsencode(self.upper), os.fsencode(self.work)) if writable else (lowers, None, None)
 
     def open(self, *, writable: bool = True, acl: bool = True, volatile: bool = True, static_links: bool = False,
-             userxattr: bool = USERXATTR, sync: Sync | None = None) -> View:
-        """A union over the layers. Volatile unless asked otherwise: the disk has no part in most tests."""
-        features = Features(userxattr=userxattr, sync=sync or (Sync.NEVER if volatile else Sync.AUTO))
-        stack = open_stack(*self.stack_arguments(writable=writable), features)
+             userxattr: bool = USERXATTR, sync: Sync | None = None, data: Sequence[Path] = (), **features: Any) -> View:
+        """A union over the layers. Volatile unless asked otherwise: the disk has no part in most tests. Further ones as in Features."""
+        wanted = Features(userxattr=userxattr, sync=sync or (Sync.NEVER if volatile else Sync.AUTO), **features)
+        stack = open_stack(*self.stack_arguments(writable=writable), wanted, data=[os.fsencode(path) for path in data])
         union = Union(stack, acl=acl, static_links=static_links)
         self._open.append(union)
         return View(union)
