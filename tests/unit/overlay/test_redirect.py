@@ -160,7 +160,7 @@ def test_copying_up_whole_leaves_no_node_behind(world: World) -> None:
     assert len(view.union.tree.nodes) == before
 
 
-def steps_chain(move: Callable[..., None], make: Callable[[bytes], None]) -> None:
+def steps_chain(move: Callable[..., None], make: Callable[[bytes], object]) -> None:
     move(b"a", b"x")
     move(b"b", b"a")
     move(b"x/sub", b"a/sub")
@@ -170,7 +170,7 @@ def steps_chain(move: Callable[..., None], make: Callable[[bytes], None]) -> Non
     move(b"b/x", b"c")
 
 
-def steps_recreate(move: Callable[..., None], make: Callable[[bytes], None]) -> None:
+def steps_recreate(move: Callable[..., None], make: Callable[[bytes], object]) -> None:
     move(b"a", b"c/a")
     make(b"a")
     make(b"a/sub")
@@ -178,7 +178,7 @@ def steps_recreate(move: Callable[..., None], make: Callable[[bytes], None]) -> 
     move(b"c/a/sub", b"a/sub")
 
 
-def steps_exchange(move: Callable[..., None], make: Callable[[bytes], None]) -> None:
+def steps_exchange(move: Callable[..., None], make: Callable[[bytes], object]) -> None:
     move(b"a", b"b", EXCHANGE)
     move(b"b/sub", b"c", EXCHANGE)
     make(b"new")
@@ -190,7 +190,7 @@ def steps_exchange(move: Callable[..., None], make: Callable[[bytes], None]) -> 
 @pytest.mark.root
 @pytest.mark.parametrize("steps", [steps_chain, steps_recreate, steps_exchange])
 def test_chains_of_renames_look_the_same_here_and_in_the_kernel(
-    scratch: Path, mounts: Mounts, steps: Callable[[Callable[..., None], Callable[[bytes], None]], None]
+    scratch: Path, mounts: Mounts, steps: Callable[[Callable[..., None], Callable[[bytes], object]], None]
 ) -> None:
     def furnish(name: str) -> World:
         (scratch / name).mkdir()
