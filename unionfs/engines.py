@@ -14,6 +14,7 @@ from unionfs.options import MountOptions
 
 if TYPE_CHECKING:  # who only asks whether options go together shall not pay for the overlay
     from unionfs.overlay.features import Features
+    from unionfs.overlay.owners import Owners
 
 #: How much a directory that cannot be redirected may hold to be copied up when it is renamed: seconds on a slow disk.
 RENAME_COPY_LIMIT = 64 << 20
@@ -58,9 +59,13 @@ def check_served(options: MountOptions) -> None:
             raise UsageError(f"option {name}={options.extra[name]} is not supported by the engine pyfuse3; --engine=kernel has it")
 
 
-def features(options: MountOptions) -> Features:
-    """What the options ask of the union that our server shows. Preconditions: check_served."""
+def features(options: MountOptions, overflow: tuple[int, int] = (65534, 65534)) -> Features:
+    """What the options ask of the union that our server shows. *overflow*: (uid, gid) the kernel uses where an id means nothing.
+
+    Preconditions: check_served.
+    """
     from unionfs.overlay.features import Features, Redirect, Sync
+    from unionfs.overlay.owners import CONTAINERS_STAT, PRIVILEGED_STAT
 
     sync = {"auto": Sync.AUTO, "strict": Sync.STRICT, "volatile": Sync.NEVER, "never": Sync.NEVER}
     return Features(
@@ -71,7 +76,19 @@ def features(options: MountOptions) -> Features:
         volatile=options.volatile,
         sync=sync[options.fsync],
         copy_limit=_copy_limit(options),
+        owners=_owners(options, overflow),
+        stat_attribute={1: PRIVILEGED_STAT, 2: CONTAINERS_STAT}.get(options.xattr_permissions),
     )
+
+
+def _owners(options: MountOptions, overflow: tuple[int, int]) -> Owners | None:
+    """Which ids are shown for those stored; None: the same."""
+    from unionfs.overlay.owners import Ids, Owners
+
+    root = 0 if options.squash_to_root else None
+    uid, gid = (root if squash is None else squash for squash in (options.squash_to_uid, options.squash_to_gid))
+    owners = Owners(Ids(options.uid_ranges, uid, overflow[0]), Ids(options.gid_ranges, gid, overflow[1]))
+    return owners if options.uid_ranges or options.gid_ranges or owners.squashed else None
 
 
 def _copy_limit(options: MountOptions) -> int:

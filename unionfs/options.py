@@ -36,6 +36,10 @@ class MountOptions:
     propagate (buildah asks for that). ``fsync``: auto,
     strict, volatile (nobody waits for the disk, and a mark in work says so) or never (no mark). ``rename_copy_limit``: bytes.
     None, of any of these, is the default of the place. ``extra``: options of _CHOICES and _CONTEXTS, by name, as written.
+
+    ``uid_ranges``, ``gid_ranges``: (first stored id, first shown id, how many) each; none: ids are shown as stored. ``squash_to_*``: what
+    every owner is shown as, ``squash_to_root`` where no number is given. ``xattr_permissions``: 1, owners are kept in
+    security.fuseoverlayfs.override_stat, 2, in user.containers.override_stat, 0, as the layers have it.
     """
 
     lowers: tuple[bytes, ...] = ()
@@ -54,6 +58,12 @@ class MountOptions:
     vfs_flags: frozenset[str] = frozenset()
     fsname: bytes | None = None
     subtype: str | None = None
+    uid_ranges: tuple[tuple[int, int, int], ...] = ()
+    gid_ranges: tuple[tuple[int, int, int], ...] = ()
+    squash_to_root: bool = False
+    squash_to_uid: int | None = None
+    squash_to_gid: int | None = None
+    xattr_permissions: int = 0
     remount: bool = False
     debug: bool = False
     engine: str | None = None
@@ -205,6 +215,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "private": ("private", True),
     "rprivate": ("private", True),
     "allow_other": ("allow_other", True),
+    "squash_to_root": ("squash_to_root", True),
     "remount": ("remount", True),
     "debug": ("debug", True),
     "ro": ("read_only", True),
@@ -275,18 +286,11 @@ _CHOICES: dict[str, dict[str, str]] = {
     "xino": {"on": "", "off": "", "auto": ""},
     "uuid": {"on": "", "off": "", "auto": "", "null": ""},
     "noxattrs": {"0": "", "1": "extended attributes stay on"},
-    "xattr_permissions": {"0": ""},
 }
 
 #: Refused by name, with these values or any.
 _REFUSED: dict[str, frozenset[str] | None] = {
-    "xattr_permissions": frozenset(("1", "2")),
     "plugins": None,
-    "uidmapping": None,
-    "gidmapping": None,
-    "squash_to_root": None,
-    "squash_to_uid": None,
-    "squash_to_gid": None,
 }
 
 _YES = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
@@ -403,6 +407,44 @@ def _timeout(draft: _Draft, value: bytes) -> None:
     draft.set(timeout=seconds)
 
 
+#: (uid_t)-1 means "no user".
+_ID_MAX = (1 << 32) - 2
+
+
+def _ranges(name: str, value: bytes) -> tuple[tuple[int, int, int], ...]:
+    """``[:]C:H:N[:C:H:N...]``, as container engines write it: N ids, stored from C on, shown from H on."""
+
+    def bad(why: str) -> UsageError:
+        return UsageError(f"option {_shown(name.encode(), value)}: {why}")
+
+    words = [word for word in value.split(b":") if word]
+    if not all(word.isdigit() and len(word) <= 10 for word in words) or len(words) % 3:
+        raise bad("the value must be STORED:SHOWN:COUNT, each a number, once or more, with colons between")
+    numbers = [int(word) for word in words]
+    ranges = tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+    for side in (0, 1):
+        end = 0
+        for found in sorted(ranges, key=lambda found: found[side]):
+            if not found[2] or found[side] + found[2] - 1 > _ID_MAX:
+                raise bad(f"{':'.join(map(str, found))} is not a range of ids")
+            if found[side] < end:
+                raise bad(f"{('stored', 'shown')[side]} id {found[side]} is in two ranges")
+            end = found[side] + found[2]
+    return ranges
+
+
+def _id(name: str, value: bytes) -> int:
+    if not value.isdigit() or len(value) > 10 or int(value) > _ID_MAX:
+        raise UsageError(f"option {_shown(name.encode(), value)}: the value must be the number of a user or group")
+    return int(value)
+
+
+def _xattr_permissions(draft: _Draft, value: bytes) -> None:
+    if value not in (b"0", b"1", b"2"):
+        raise UsageError(f"option {_shown(b'xattr_permissions', value)}: the value must be 0, 1 or 2")
+    draft.set(xattr_permissions=int(value))
+
+
 _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "lowerdir": _lowerdir,
     "lowerdir+": _add_lower,
@@ -413,6 +455,11 @@ _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "engine": _engine,
     "rename_copy_limit": lambda draft, value: draft.set(rename_copy_limit=_size("rename_copy_limit", value)),
     "timeout": _timeout,
+    "uidmapping": lambda draft, value: draft.set(uid_ranges=_ranges("uidmapping", value)),
+    "gidmapping": lambda draft, value: draft.set(gid_ranges=_ranges("gidmapping", value)),
+    "squash_to_uid": lambda draft, value: draft.set(squash_to_uid=_id("squash_to_uid", value)),
+    "squash_to_gid": lambda draft, value: draft.set(squash_to_gid=_id("squash_to_gid", value)),
+    "xattr_permissions": _xattr_permissions,
     "writeback": lambda draft, value: draft.set(writeback=_truth("writeback", value)),
     "fsname": lambda draft, value: draft.set(fsname=unescape(value)),
     "subtype": lambda draft, value: draft.set(subtype=unescape(value).decode("utf-8", "backslashreplace")),
@@ -449,6 +496,9 @@ _HELP = (
     ("engine=pyfuse3|kernel|auto", "what mounts, as --engine"),
     ("acl, noacl", "whether POSIX ACLs are honoured (default acl)"),
     ("userxattr", "marks are user.overlay.* instead of trusted.overlay.*"),
+    ("uidmapping=C:H:N, gidmapping=C:H:N", "N ids stored from C on are shown from H on; more ranges follow after a colon"),
+    ("squash_to_root, squash_to_uid=N, squash_to_gid=N", "every owner is shown as root or as N"),
+    ("xattr_permissions=0|1|2", "1, 2: owners and modes are kept in attributes (security.*, user.*) of the upper's files"),
     ("static_nlink", "every directory has one link"),
     ("private, rprivate", "what is mounted in it is not seen in other mount namespaces"),
     ("writeback=0|1", "let the kernel collect writes (default 0)"),

@@ -26,6 +26,7 @@ from unionfs.engines import features
 from unionfs.errors import InUseError, MountError, printable
 from unionfs.fuse import session
 from unionfs.linux import mounts
+from unionfs.linux.process import overflow_ids
 from unionfs.options import MountOptions
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
@@ -78,7 +79,8 @@ def open_layers(options: MountOptions) -> Stack:
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            return open_stack(options.lowers, options.upper, options.work, features(options), data=options.data_lowers)
+            wanted = features(options, overflow_ids())
+            return open_stack(options.lowers, options.upper, options.work, wanted, data=options.data_lowers)
         except InUseError:
             if time.monotonic() > deadline or state.is_mounted(_claims(options)):
                 raise

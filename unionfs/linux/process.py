@@ -19,6 +19,15 @@ _SI_KERNEL = 0x80
 _SIGINFO_SIZE = 128
 
 
+def overflow_ids() -> tuple[int, int]:
+    """(uid, gid) the kernel shows for ids that mean nothing where they are shown."""
+    found = []
+    for kind in ("uid", "gid"):
+        with open(f"/proc/sys/kernel/overflow{kind}", encoding="ascii") as file:
+            found.append(int(file.read()))
+    return found[0], found[1]
+
+
 def die_with_parent() -> None:
     """Be killed when the thread that forked us is gone; changing user or capabilities afterwards undoes it (prctl(2))."""
     _l.checked(_l.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))

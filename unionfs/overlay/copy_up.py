@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from unionfs.linux import files, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.layer import Layer
+from unionfs.overlay.ownership import PLAIN, Ownership
 from unionfs.overlay.whiteout import XattrNames
 
 _CAPABILITY = b"security.capability"
@@ -27,10 +28,14 @@ _ORIGIN_HEADER = struct.Struct("=BBBBB16s")
 
 
 class Work:
-    """``WORKDIR/work``: where objects are built, and where what cannot be removed at once waits."""
+    """``WORKDIR/work``: where objects are built, and where what cannot be removed at once waits.
 
-    def __init__(self, fd: int) -> None:
+    ``ownership``: how upper, for which they are built, keeps owners and modes.
+    """
+
+    def __init__(self, fd: int, ownership: Ownership = PLAIN) -> None:
         self.fd = fd
+        self.ownership = ownership
         self._count = 0
 
     def name(self) -> bytes:
@@ -126,7 +131,7 @@ class Draft:
         if kind == stat.S_IFLNK:
             os.symlink(os.readlink(self.name, dir_fd=self.source_dir), self.work_name, dir_fd=self.work.fd)
         else:
-            os.mknod(self.work_name, kind | 0o600, self.st.st_rdev, dir_fd=self.work.fd)
+            os.mknod(self.work_name, self.work.ownership.backing(kind | 0o600), self.st.st_rdev, dir_fd=self.work.fd)
         self._copy_attributes()
 
     def _build_file(self) -> None:
@@ -163,18 +168,18 @@ class Draft:
     def _copy_attributes(self) -> None:
         """Owner first (chown drops suid and capabilities), then xattrs and ACLs, mode, times."""
         path = files.path_at(self.work.fd, self.work_name)
-        os.chown(path, self.st.st_uid, self.st.st_gid, follow_symlinks=False)
+        ownership, st = self.work.ownership, self.st
+        ownership.own(path, st.st_uid, st.st_gid)
         try:
             with self.layer.object_path(self.source_dir, self.name) as source:
-                copy_xattrs(source, path, self.names)
+                copy_xattrs(source, path, self.names, self.layer.ownership, ownership)
         except OSError as exc:
             if exc.errno != errno.EXDEV:  # what is mounted on the directory has nothing to say about it
                 raise
         if self.origin is not None:
             xattrs.put(path, self.names.origin, self.origin)
-        if not stat.S_ISLNK(self.st.st_mode):
-            os.chmod(path, stat.S_IMODE(self.st.st_mode))
-        files.utimens(path, self.st.st_atime_ns, self.st.st_mtime_ns)
+        ownership.complete(path, st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 
 
 @dataclass
@@ -211,21 +216,25 @@ class DataDraft:
             os.close(self.target)
 
 
-def copy_xattrs(source: bytes, target: bytes, names: XattrNames) -> None:
-    """Copy all attributes but the layer's own marks.
+def copy_xattrs(
+    source: bytes, target: bytes, names: XattrNames, was: Ownership = PLAIN, becomes: Ownership = PLAIN
+) -> None:
+    """Copy all attributes but the layers' own marks, between layers that keep owners as said.
 
     What upper cannot hold is an error for ACLs and security.*, else left out (ovl_copy_xattr).
     """
     for name in xattrs.names(source):
-        if names.is_private(name):
+        meant = was.shown(name)
+        if names.is_private(name) or meant is None:
             continue
+        stored = becomes.stored(meant)
         value = xattrs.find(source, name)
         if value is None:
             continue
         try:
-            xattrs.put(target, name, value)
+            xattrs.put(target, stored, value)
         except OSError as exc:
-            needed = name.startswith(b"security.") or name in (ACCESS, DEFAULT)
+            needed = stored.startswith(b"security.") or stored in (ACCESS, DEFAULT)
             if needed or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
 

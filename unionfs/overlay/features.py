@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from unionfs.overlay.owners import Owners
+
 
 class Redirect(Enum):
     """``redirect_dir``: what happens to a directory that a lower has a part in when it is renamed.
@@ -46,6 +48,8 @@ class Features:
     ``index``: lower hard links stay one file when they are copied up. ``metacopy``: a change of attributes copies no data up.
     ``whfiles``: ``.wh.NAME`` files are whiteouts. ``volatile``: nothing is synced and a mark in work says so (with ``sync`` NEVER).
     ``copy_limit``: how many bytes a directory that cannot be redirected may have to be copied up whole when it is renamed; 0: EXDEV.
+    ``owners``: the ids that are shown for those stored; None: the same. ``stat_attribute``: where upper keeps owners, modes and types;
+    None: in its inodes, unless its root has such an attribute.
     """
 
     userxattr: bool = False
@@ -56,6 +60,8 @@ class Features:
     volatile: bool = False
     sync: Sync = Sync.AUTO
     copy_limit: int = 0
+    owners: Owners | None = None
+    stat_attribute: bytes | None = None
 
 
 DEFAULTS = Features()

@@ -14,18 +14,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from unionfs.linux import files, xattrs
+from unionfs.overlay.owners import changed
+from unionfs.overlay.ownership import PLAIN
 from unionfs.overlay.whiteout import HOLDS_XATTR_WHITEOUTS, OPAQUE, XattrNames, is_whiteout_device
 
 _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
-#: The order in which os.stat_result takes its first fields.
-_SEQUENCE = ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size", "st_atime", "st_mtime", "st_ctime")
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Layer:
     """A directory tree. *private*: the root descriptor belongs to a clone of the mount, nothing can be mounted in it."""
 
-    __slots__ = ("_uuid", "device", "private", "root_fd", "traps", "where")
+    __slots__ = ("_uuid", "device", "ownership", "private", "root_fd", "traps", "where")
 
     def __init__(self, root_fd: int, *, private: bool, where: bytes) -> None:
         self.root_fd = root_fd
@@ -35,6 +35,8 @@ class Layer:
         self.device = os.fstat(root_fd).st_dev
         #: (device, ino) of directories shown empty: the upper and work of the union itself.
         self.traps: frozenset[tuple[int, int]] = frozenset()
+        #: How owners and modes are kept in it.
+        self.ownership = PLAIN
         self._uuid: bytes | None = None
 
     def open_directory(self, path: bytes) -> int:
@@ -98,9 +100,10 @@ class Layer:
         return files.openat2(dir_fd, name, flags | os.O_NOFOLLOW, files.RESOLVE_BENEATH | files.RESOLVE_NO_XDEV)
 
     def stat(self, dir_fd: int, name: bytes) -> os.stat_result:
-        """lstat of *name* in *dir_fd*; for a mount point in a layer that is no private clone, that of an empty directory."""
+        """lstat of *name* in *dir_fd*, as the layer means it; of an empty directory for a mount point in no private clone."""
         if self.private:
-            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            return st if self.ownership is PLAIN else self.ownership.read(st, files.path_at(dir_fd, name))
         try:
             fd = files.openat2(dir_fd, name, os.O_PATH | os.O_NOFOLLOW, files.RESOLVE_BENEATH | files.RESOLVE_NO_XDEV)
         except OSError as exc:
@@ -108,16 +111,17 @@ class Layer:
                 raise
             return self._mount_point_stat(dir_fd)
         try:
-            return os.fstat(fd)
+            return self.ownership.read(os.fstat(fd), files.path_at(fd, b""))
         finally:
             os.close(fd)
 
+    def root_stat(self) -> os.stat_result:
+        """stat of its root."""
+        return self.ownership.read(os.fstat(self.root_fd), files.path_at(self.root_fd, b""))
+
     def _mount_point_stat(self, dir_fd: int) -> os.stat_result:
         """What stands in for a directory we must not look at: its parent's owner and times, no number of its own."""
-        above = os.fstat(dir_fd)
-        changed = {"st_mode": stat.S_IFDIR | 0o755, "st_ino": 0, "st_nlink": 2}
-        named = {name: getattr(above, name) for name in dir(above) if name.startswith("st_")} | changed
-        return os.stat_result([named[name] for name in _SEQUENCE], named)
+        return changed(os.fstat(dir_fd), st_mode=stat.S_IFDIR | 0o755, st_ino=0, st_nlink=2)
 
     def own_marks(self, dir_fd: int, names: XattrNames) -> dict[bytes, bytes]:
         """The overlay attributes of the directory itself."""

@@ -14,6 +14,8 @@ from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.copy_up import Work, empty_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.layer import Layer
+from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT
+from unionfs.overlay.ownership import PLAIN, Ownership
 from unionfs.overlay.whiteout import OPAQUE, XattrNames
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -114,10 +116,41 @@ def _clone(fd: int, attrs: tuple[str, ...]) -> int | None:
 def _open_lower(path: bytes) -> Layer:
     fd = _open_path(path, "lower")
     clone = _clone(fd, ("ro", "noatime"))
-    if clone is None:
-        return Layer(fd, private=False, where=path)
-    os.close(fd)
-    return Layer(clone, private=True, where=path)
+    if clone is not None:
+        os.close(fd)
+        fd = clone
+    layer = Layer(fd, private=clone is not None, where=path)
+    attribute = _stat_attribute(fd)
+    if attribute is not None:
+        layer.ownership = Ownership(attribute)
+    return layer
+
+
+def _stat_attribute(root_fd: int) -> bytes | None:
+    """The attribute in which a layer keeps owners and modes: that which its root has."""
+    root = files.path_at(root_fd, b"")
+    try:
+        return next((name for name in STAT_NAMES if xattrs.find(root, name) is not None), None)
+    except PermissionError:  # a directory that may be entered, not read
+        return None
+
+
+def _upper_ownership(root_fd: int, path: bytes, features: Features) -> Ownership:
+    """How upper keeps owners and modes. If it is to begin now to have them in an attribute, its root gets that."""
+    squashed = features.owners is not None and features.owners.squashed
+    there = _stat_attribute(root_fd)
+    wanted = features.stat_attribute or there
+    if wanted == CONTAINERS_STAT and there == USER_STAT:  # what fuse-overlayfs before 1.11 made of the same option
+        wanted = USER_STAT
+    ownership = Ownership(wanted, squashed=squashed)
+    root = files.path_at(root_fd, b"")
+    if wanted is not None and xattrs.find(root, wanted) is None:
+        st = os.fstat(root_fd)
+        try:
+            ownership.complete(root, st.st_uid, st.st_gid, st.st_mode)
+        except OSError as exc:
+            raise LayerError(f"upper directory {printable(path)} cannot hold {printable(wanted)}: {exc.strerror}") from exc
+    return ownership if wanted is not None or squashed else PLAIN
 
 
 def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
@@ -129,6 +162,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         locks = tuple(held[-2:])
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
+        ownership = _upper_ownership(upper_fd, upper, stack.features)
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
         if stack.features.volatile:
@@ -140,11 +174,12 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         _close_all(held)
         raise
     layer = Layer(upper_fd, private=private, where=upper)
+    layer.ownership = ownership
     traps = frozenset((st.st_dev, st.st_ino) for st in (os.fstat(upper_fd), os.fstat(work_fd)))
     for lower in (*stack.lowers, *stack.data):
         lower.traps = traps
     os.close(work_fd)
-    return replace(stack, upper=layer, work=Work(work_dir), locks=locks)
+    return replace(stack, upper=layer, work=Work(work_dir, ownership), locks=locks)
 
 
 def _close_all(fds: list[int]) -> None:

@@ -191,9 +191,9 @@ class Tree:
         orphan = node.orphan
         if orphan is not None:
             path = self.place(node)
-            return os.stat(path, follow_symlinks=files.is_descriptor(path))
+            return node.layer.ownership.read(os.stat(path, follow_symlinks=files.is_descriptor(path)), path)
         if node.parent is None:
-            return os.fstat(node.layer.root_fd)
+            return node.layer.root_stat()
         return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
 
     def links(self, node: Node, st: os.stat_result) -> int:

@@ -20,7 +20,9 @@ from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.copy_up import DataDraft, Draft, make_whiteout
+from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.owners import CAPABILITY, without_suid
 from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
@@ -52,11 +54,6 @@ class Change:
     mtime_ns: int | None = None
 
 
-def without_suid(mode: int) -> int:
-    """*mode* as a write by an ordinary user leaves it (kernel setattr_should_drop_suidgid)."""
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
-
-
 class Union:
     """A mounted or unmounted union over *stack*; owns it from now on."""
 
@@ -67,6 +64,7 @@ class Union:
         self.forgotten = 0
         self._acl = acl
         self._owner = os.geteuid(), os.getegid()
+        self._owners = stack.features.owners
 
     # -- looking ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +82,11 @@ class Union:
         except FileNotFoundError:  # taken away below us
             return None
         node.lookups += 1
-        return node, st
+        return self._shown(node, st)
+
+    def _shown(self, node: Node, st: os.stat_result) -> tuple[Node, os.stat_result]:
+        """*node* and its attributes as they leave the union: with the ids that are shown."""
+        return node, st if self._owners is None else self._owners.shown(st)
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel gives back *count* look-ups of *ino*."""
@@ -105,7 +107,7 @@ class Union:
     def getattr(self, ino: int) -> tuple[Node, os.stat_result]:
         """The object *ino* and its attributes."""
         node = self.tree.node(ino)
-        return node, self.tree.stat(node)
+        return self._shown(node, self.tree.stat(node))
 
     def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show for *node*."""
@@ -136,7 +138,7 @@ class Union:
 
     def entry_node(self, parent: int, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
         """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
-        return self.tree.resolve(self.tree.directory(parent), name, entry)
+        return self._shown(*self.tree.resolve(self.tree.directory(parent), name, entry))
 
     @staticmethod
     def live_node(entry: LayerEntry) -> Node | None:
@@ -244,15 +246,18 @@ class Union:
         if change.size is not None:
             os.ftruncate(tree.file_fd(node, writable=True), change.size)
         path = tree.place(node)
-        if change.uid is not None or change.gid is not None:
-            follow = files.is_descriptor(path)
-            uid, gid = (-1 if who is None else who for who in (change.uid, change.gid))
-            os.chown(path, uid, gid, follow_symlinks=follow)
-        if change.mode is not None:
-            os.chmod(path, stat.S_IMODE(change.mode))
+        uid, gid = self._stored_owner(change.uid, change.gid)
+        node.layer.ownership.change(path, uid, gid, change.mode)
         if change.atime_ns is not None or change.mtime_ns is not None:
             files.utimens(path, change.atime_ns, change.mtime_ns)
-        return node, tree.stat(node)
+        return self._shown(node, tree.stat(node))
+
+    def _stored_owner(self, uid: int | None, gid: int | None) -> tuple[int | None, int | None]:
+        """(uid, gid) on disk for those a user of the mount names; None stays None."""
+        if self._owners is None:
+            return uid, gid
+        users, groups = self._owners.users, self._owners.groups
+        return None if uid is None else users.stored(uid), None if gid is None else groups.stored(gid)
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP.
@@ -260,50 +265,80 @@ class Union:
         Where there can be no ACL the answer is that there is none: of anything else the kernel makes an error of every permission check
         (__fuse_get_acl).
         """
-        stored = self._stored(name)
+        node = self.tree.node(ino)
+        stored = self._stored(name, node.layer)
         try:
-            return xattrs.get(self.tree.place(self.tree.node(ino)), stored)
+            value = xattrs.get(self.tree.place(node), stored)
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT):
                 raise error(errno.ENODATA) from None
             raise
+        shown = self._shown_value(name, value)
+        if shown is None:
+            raise error(errno.ENODATA)
+        return shown
+
+    def _shown_value(self, name: bytes, value: bytes) -> bytes | None:
+        """An attribute's value with the ids that are shown, None when it is not to be seen."""
+        if self._owners is None:
+            return value
+        if name in (ACCESS, DEFAULT):
+            return self._owners.shown_acl(value)
+        return self._owners.shown_capability(value) if name == CAPABILITY else value
+
+    def _stored_value(self, name: bytes, value: bytes) -> bytes:
+        """An attribute's value with the ids that are stored; EINVAL when there is none for one of them."""
+        if self._owners is None:
+            return value
+        if name in (ACCESS, DEFAULT):
+            return self._owners.stored_acl(value)
+        return self._owners.stored_capability(value) if name == CAPABILITY else value
 
     def listxattr(self, ino: int) -> list[bytes]:
         """All names, as a user of the mount sees them."""
+        node = self.tree.node(ino)
         try:
-            shown = map(self.stack.names.shown, xattrs.names(self.tree.place(self.tree.node(ino))))
+            own = map(node.layer.ownership.shown, xattrs.names(self.tree.place(node)))
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:  # a mount point, which is not to be asked
                 return []
             raise
+        shown = [self.stack.names.shown(name) for name in own if name is not None]
         return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
-        stored = self._stored(name)
+        self._stored(name, self.tree.node(ino).layer)  # before anything is copied up
+        value = self._stored_value(name, value)
         node = self._up(ino, data=False)
-        xattrs.put(self.tree.place(node), stored, value, flags)
+        path = self.tree.place(node)
+        xattrs.put(path, self._stored(name, node.layer), value, flags)
+        if name == ACCESS:
+            node.layer.ownership.follow_acl(path, value)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove one; ENODATA without it, and then nothing is copied up. An object in upper need not have the ACL that is removed."""
-        stored = self._stored(name)
         node = self.tree.node(ino)
+        stored = self._stored(name, node.layer)
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.place(node), stored)
         self.tree.bring_up(node, data=False)
         try:
-            xattrs.drop(self.tree.place(node), stored)
+            xattrs.drop(self.tree.place(node), self._stored(name, node.layer))
         except OSError as exc:
             if exc.errno != errno.ENODATA or name not in (ACCESS, DEFAULT):  # no ACL is not an error (vfs_remove_acl)
                 raise
 
-    def _stored(self, name: bytes) -> bytes:
-        """The name on disk of an attribute. EOPNOTSUPP for an ACL under noacl, EINVAL for nothing but our prefix (xattr_resolve_name)."""
+    def _stored(self, name: bytes, layer: Layer) -> bytes:
+        """The name of an attribute on disk in *layer*.
+
+        EOPNOTSUPP for an ACL under noacl, EINVAL for nothing but our prefix (xattr_resolve_name).
+        """
         if not self._acl and name in (ACCESS, DEFAULT):
             raise error(errno.EOPNOTSUPP)
         if name == self.stack.names.prefix:
             raise error(errno.EINVAL)
-        return self.stack.names.stored(name)
+        return layer.ownership.stored(self.stack.names.stored(name))
 
     # -- making ----------------------------------------------------------------------------------------------------------
 
@@ -339,7 +374,11 @@ class Union:
         """mknod; *mode* with its type. EPERM for a character device 0:0, which would be a whiteout (ovl_mknod)."""
         if stat.S_ISCHR(mode) and device == 0:
             raise error(errno.EPERM)
-        return self._make(parent, name, mode, caller, lambda dir_fd, at: os.mknod(at, mode, device, dir_fd=dir_fd))
+
+        def make(dir_fd: int, at: bytes) -> None:
+            os.mknod(at, self.tree.upper.ownership.backing(mode), device, dir_fd=dir_fd)
+
+        return self._make(parent, name, mode, caller, make, device)
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, os.stat_result]:
         """A symlink to *target*."""
@@ -373,7 +412,7 @@ class Union:
         node.lookups += 1
         st = tree.stat(node)
         entry.kind = stat.S_IFMT(st.st_mode)
-        return node, st
+        return self._shown(node, st)
 
     def _vacant(self, parent: int, name: bytes) -> Node:
         """The directory *parent*, in upper, where *name* may be made; EEXIST, ENOENT (directory removed), ENAMETOOLONG, EROFS."""
@@ -389,7 +428,7 @@ class Union:
         return directory
 
     def _make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes], None]
+        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes], None], device: int = 0
     ) -> tuple[Node, os.stat_result]:
         """Make an object by ``make(dir_fd, name)``.
 
@@ -397,12 +436,12 @@ class Union:
         """
         directory = self._vacant(parent, name)
         tree = self.tree
-        at_fd, at = self._workplace(directory, name, direct=(caller.uid, caller.gid) == self._owner)
+        at_fd, at = self._workplace(directory, name, direct=self._is_ours(caller))
         make(at_fd, at)
         is_dir = stat.S_ISDIR(mode)
         try:
             if at_fd == tree.work.fd:
-                self._endow(directory, files.path_at(at_fd, at), mode, caller)
+                self._endow(directory, files.path_at(at_fd, at), mode, caller, device)
             self._settle(directory, name, at_fd, at, is_dir)
         except BaseException:
             if at_fd == tree.work.fd:
@@ -411,7 +450,11 @@ class Union:
         entry = self._enter(directory, name, stat.S_IFMT(mode))
         node, st = tree.resolve(directory, name, entry)
         node.lookups += 1
-        return node, st
+        return self._shown(node, st)
+
+    def _is_ours(self, caller: Caller) -> bool:
+        """Whether what we make is as *caller* must have it, with no more done to it."""
+        return self.tree.upper.ownership.attribute is None and self._stored_owner(caller.uid, caller.gid) == self._owner
 
     def _workplace(self, directory: Node, name: bytes, *, direct: bool = True) -> tuple[int, bytes]:
         """Where to make *name*: in place when *direct* and no whiteout is in the way, else in work."""
@@ -419,30 +462,30 @@ class Union:
             return self.tree.upper_fd(directory), name
         return self.tree.work.fd, self.tree.work.name()
 
-    def _endow(self, directory: Node, path: bytes, mode: int, caller: Caller) -> None:
+    def _endow(self, directory: Node, path: bytes, mode: int, caller: Caller, device: int) -> None:
         """Give what was made in work what it would have got in *directory*: owner, setgid group, default ACL, mode."""
+        ownership = self.tree.upper.ownership
         above = files.path_at(self.tree.upper_fd(directory), b"")
-        parent = os.stat(above)
-        gid = caller.gid
+        parent = ownership.read(os.stat(above), above)
+        uid, gid = self._stored_owner(caller.uid, caller.gid)
+        assert uid is not None and gid is not None
         if parent.st_mode & stat.S_ISGID:
             gid = parent.st_gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
             elif mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-                privileged = caller.uid == 0 or caller.gid == gid or caller.in_group(gid)
+                shown = self._shown(directory, parent)[1].st_gid
+                privileged = caller.uid == 0 or caller.gid == shown or caller.in_group(shown)
                 mode = mode if privileged else mode & ~stat.S_ISGID
-        os.chown(path, caller.uid, gid, follow_symlinks=False)
-        if stat.S_ISLNK(mode):
-            return
-        default = xattrs.find(above, DEFAULT)
-        access = None
+        ownership.own(path, uid, gid)
+        default = None if stat.S_ISLNK(mode) else xattrs.find(above, DEFAULT)
         if default is not None:
             mode, access = inherit(default, mode)
-        os.chmod(path, stat.S_IMODE(mode))
-        if access is not None:
-            xattrs.put(path, ACCESS, access)
-        if default is not None and stat.S_ISDIR(mode):
-            xattrs.put(path, DEFAULT, default)
+            if access is not None:
+                xattrs.put(path, ACCESS, access)
+            if stat.S_ISDIR(mode):
+                xattrs.put(path, DEFAULT, default)
+        ownership.complete(path, uid, gid, mode, device)
 
     def _settle(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
         """Move what was made in work to its name, in one step that also takes the whiteout away."""

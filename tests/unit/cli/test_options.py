@@ -117,6 +117,16 @@ def test_flags_of_the_mount_collect_and_their_opposites_take_them_back() -> None
         (b"allow_other", "allow_other", True),
         (b"fsname=a\\,b", "fsname", b"a,b"),
         (b"subtype=foo", "subtype", "foo"),
+        (b"uidmapping=0:100:5", "uid_ranges", ((0, 100, 5),)),
+        (b"uidmapping=", "uid_ranges", ()),
+        (b"gidmapping=:0:1:1001:1001:0:1:1002:1002:64535", "gid_ranges", ((0, 1, 1001), (1001, 0, 1), (1002, 1002, 64535))),
+        (b"uidmapping=0:0:4294967295", "uid_ranges", ((0, 0, 4294967295),)),
+        (b"uidmapping=0:1:1,uidmapping=5:6:7", "uid_ranges", ((5, 6, 7),)),
+        (b"squash_to_root", "squash_to_root", True),
+        (b"squash_to_uid=0", "squash_to_uid", 0),
+        (b"squash_to_gid=4294967294", "squash_to_gid", 4294967294),
+        (b"xattr_permissions=0", "xattr_permissions", 0),
+        (b"xattr_permissions=2", "xattr_permissions", 2),
         (b"remount", "remount", True),
         (b"debug", "debug", True),
         (b"xino=auto,redirect_dir=off,index=off", "extra", {"xino": "auto", "redirect_dir": "off", "index": "off"}),
@@ -137,9 +147,8 @@ def test_what_mount_and_podman_add_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"plugins=/x.so", b"plugins", b"uidmapping=0:1:1",
-     b"squash_to_root", b"xattr_permissions=2"],
-)  # fmt: skip
+    [b"plugins=/x.so", b"plugins"],
+)
 def test_what_would_break_a_promise_is_refused_by_name(text: bytes) -> None:
     with pytest.raises(UsageError, match=f"option {text.decode()} is not supported"):
         parse([text])
@@ -157,10 +166,27 @@ def test_what_has_no_effect_is_taken_with_one_warning(text: bytes) -> None:
     [b"fsync=maybe", b"writeback=2", b"timeout=-1", b"timeout=nan", b"timeout=inf", b"timeout=soon",
      b"metacopy=perhaps", b"redirect_dir", b"lowerdir", b"upperdir", b"fsync", b"index=", b"xino=maybe",
      b"uuid=1", b"verity", b"engine=fast", b"engine", b"rename_copy_limit=", b"rename_copy_limit=-1", b"rename_copy_limit=1X",
-     b"rename_copy_limit=1KM", b"rename_copy_limit=K"],
+     b"rename_copy_limit=1KM", b"rename_copy_limit=K",
+     b"uidmapping", b"uidmapping=0:1", b"uidmapping=0:1:1:2", b"gidmapping=a:b:c", b"gidmapping=-1:0:1", b"uidmapping=0:0:0",
+     b"uidmapping=0:4294967295:1", b"uidmapping=0:0:4294967296", b"gidmapping=99999999999:0:1", b"uidmapping=0: 1:1",
+     b"squash_to_uid", b"squash_to_uid=", b"squash_to_uid=-1", b"squash_to_gid=root", b"squash_to_uid=4294967295",
+     b"xattr_permissions", b"xattr_permissions=3", b"xattr_permissions=on"],
 )  # fmt: skip
 def test_a_value_that_means_nothing_is_an_error(text: bytes) -> None:
     with pytest.raises(UsageError, match=text.split(b"=")[0].decode()):
+        parse([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"uidmapping=0:10:5:4:20:1", "option uidmapping=0:10:5:4:20:1: stored id 4 is in two ranges"),
+        (b"uidmapping=0:10:5:9:14:1", "option uidmapping=0:10:5:9:14:1: shown id 14 is in two ranges"),
+        (b"gidmapping=1:2", "option gidmapping=1:2: the value must be STORED:SHOWN:COUNT"),
+    ],
+)
+def test_a_mapping_that_is_none_is_named_with_what_is_wrong_with_it(text: bytes, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
         parse([text])
 
 

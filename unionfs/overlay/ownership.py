@@ -1,0 +1,120 @@
+"""How a layer keeps who owns an object, and its mode: in the inode, or in an attribute that says so instead (see owners.py)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from unionfs.linux import files, xattrs
+from unionfs.overlay.acl import ACCESS, mode_of
+from unionfs.overlay.owners import declaration, declared, shown_name, stored_name, without_suid
+
+#: What chown says to who may not, or where the id means nothing (a user namespace of few ids).
+_NOT_OURS = (errno.EPERM, errno.EINVAL)
+#: Mode of every inode whose mode is in the attribute: what fuse-overlayfs gives them, so that its lowers can be shared.
+_BACKING_MODE = 0o755
+
+
+class Ownership:
+    """*attribute*: its name, None where the inode has it. *squashed*: owners are of no interest, so what cannot be had is no error.
+
+    Paths are those of ``files.path_at``.
+    """
+
+    __slots__ = ("attribute", "squashed")
+
+    def __init__(self, attribute: bytes | None = None, *, squashed: bool = False) -> None:
+        self.attribute = attribute
+        self.squashed = squashed
+
+    def read(self, st: os.stat_result, path: bytes) -> os.stat_result:
+        """*st* of the object at *path*, as the layer means it."""
+        if self.attribute is None:
+            return st
+        try:
+            value = xattrs.find(path, self.attribute)
+        except PermissionError:  # we may not know, so nobody may
+            value = b""
+        return st if value is None else declared(value, st)
+
+    def backing(self, mode: int) -> int:
+        """*mode* (with its type) of the inode to make for an object of this mode: pipes, sockets and devices are files, as only those and
+        directories have such attributes, and not everybody may make devices."""
+        if self.attribute is None or stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            return mode
+        return stat.S_IFREG | 0o600
+
+    def own(self, path: bytes, uid: int, gid: int) -> None:
+        """First step of endowing a new object; before its attributes, as chown takes some away."""
+        if self.attribute is None:
+            self._chown(path, uid, gid)
+        elif not stat.S_ISLNK(_lstat(path).st_mode):
+            os.chmod(path, _BACKING_MODE)
+
+    def complete(self, path: bytes, uid: int, gid: int, mode: int, rdev: int = 0) -> None:
+        """Last step: its *mode*, with type; what ``own`` was told, again."""
+        if self.attribute is not None:
+            self._declare(path, uid, gid, mode, rdev)
+        elif not stat.S_ISLNK(mode):
+            os.chmod(path, stat.S_IMODE(mode))
+
+    def change(self, path: bytes, uid: int | None, gid: int | None, mode: int | None) -> None:
+        """chown, then chmod; None leaves something as it is."""
+        if self.attribute is not None:
+            self._change_declared(path, uid, gid, mode)
+            return
+        if uid is not None or gid is not None:
+            self._chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+        if mode is not None:
+            os.chmod(path, stat.S_IMODE(mode))
+
+    def follow_acl(self, path: bytes, acl: bytes) -> None:
+        """The object got this access ACL: its mode says the same (the filesystem saw to that where the inode has it)."""
+        if self.attribute is not None:
+            st = self.read(_lstat(path), path)
+            self._declare(path, st.st_uid, st.st_gid, mode_of(acl, st.st_mode), st.st_rdev)
+
+    def stored(self, name: bytes) -> bytes:
+        """The name on disk of the attribute *name*."""
+        return name if self.attribute is None else stored_name(self.attribute, name)
+
+    def shown(self, name: bytes) -> bytes | None:
+        """The name of what is *name* on disk; None when it is not for users."""
+        return name if self.attribute is None else shown_name(self.attribute, name)
+
+    def _chown(self, path: bytes, uid: int, gid: int) -> None:
+        try:
+            os.chown(path, uid, gid, follow_symlinks=files.is_descriptor(path))
+        except OSError as exc:
+            if exc.errno not in _NOT_OURS or not self.squashed:
+                raise
+
+    def _change_declared(self, path: bytes, uid: int | None, gid: int | None, mode: int | None) -> None:
+        if uid is None and gid is None and mode is None:
+            return
+        st = self.read(_lstat(path), path)
+        new_mode = st.st_mode if stat.S_ISDIR(st.st_mode) else without_suid(st.st_mode)
+        if mode is not None:
+            new_mode = stat.S_IFMT(st.st_mode) | stat.S_IMODE(mode)
+            if xattrs.find(path, ACCESS) is not None:  # whose entries have to follow
+                os.chmod(path, mode & 0o777)
+        self._declare(path, st.st_uid if uid is None else uid, st.st_gid if gid is None else gid, new_mode, st.st_rdev)
+
+    def _declare(self, path: bytes, uid: int, gid: int, mode: int, rdev: int) -> None:
+        assert self.attribute is not None
+        backing = _lstat(path).st_mode
+        try:
+            xattrs.put(path, self.attribute, declaration(uid, gid, mode, rdev, backing))
+        except OSError as exc:
+            # user.* is for files and directories only (xattr(7)): others have the owner they can have
+            if exc.errno != errno.EPERM or stat.S_IFMT(backing) in (stat.S_IFREG, stat.S_IFDIR):
+                raise
+            Ownership(squashed=True)._chown(path, uid, gid)
+
+
+def _lstat(path: bytes) -> os.stat_result:
+    return os.stat(path, follow_symlinks=files.is_descriptor(path))
+
+
+PLAIN = Ownership()
