@@ -105,6 +105,8 @@ class Draft:
     sync: bool
     #: The data stays where it is: the copy is a metacopy.
     metacopy: bool = False
+    #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
+    data: int = -1
 
     def discard(self) -> None:
         """Throw a built copy away."""
@@ -119,6 +121,8 @@ class Draft:
             raise
         finally:
             os.close(self.source_dir)
+            if self.data >= 0:
+                os.close(self.data)
 
     def _build(self) -> None:
         kind = stat.S_IFMT(self.st.st_mode)
@@ -143,7 +147,7 @@ class Draft:
                 os.ftruncate(target, self.st.st_size)
                 xattrs.put(files.path_at(target, b""), self.names.metacopy, b"")
             elif self.size:
-                source = self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
+                source = os.dup(self.data) if self.data >= 0 else self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
                 try:
                     files.copy_data(source, target, self.size)
                 finally:

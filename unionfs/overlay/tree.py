@@ -521,6 +521,12 @@ class Tree:
         draft = self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
         if not data and self.stack.features.metacopy and node.parent is not None and stat.S_ISREG(st.st_mode):
             draft.metacopy, draft.size, draft.sync = True, 0, self.stack.strict
+        elif node.ino in self._data and draft.size:
+            try:
+                draft.data = self._open_file(node, os.O_RDONLY)
+            except BaseException:
+                os.close(draft.source_dir)
+                raise
         return draft
 
     def _data_draft(self, node: Node, size: int | None) -> DataDraft:
