@@ -35,9 +35,10 @@ def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, as_json: bool)
     the marks of copy-up alone.
     """
     from unionfs.overlay.diff import changes
+    from unionfs.overlay.features import Features
 
     layers = _of_mount(where) or _of_directory(where, bool(lower))
-    found = changes(layers.upper, lower or layers.lowers, userxattr=userxattr or layers.userxattr)
+    found = changes(layers.upper, lower or layers.lowers, Features(userxattr=userxattr or layers.userxattr))
     if as_json:
         say(json.dumps([{"kind": change.kind.value, "path": change.path.decode("utf-8", "surrogateescape")} for change in found]))
         return

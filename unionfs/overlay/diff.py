@@ -1,6 +1,7 @@
 """What an upper changes, read from the directories themselves: no mount is needed, a live one does no harm.
 
-The lowers are merged by the same code that serves them; upper's own names are held against that.
+Two trees are merged by the code that serves them, the lowers alone and the lowers with upper on top, and compared where they can differ:
+so redirects, metacopies and opaque directories count for what they show.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
-from unionfs.overlay.features import Features
+from unionfs.overlay.features import DEFAULTS, Features
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.stack import open_stack
@@ -36,77 +37,120 @@ class Change:
     path: bytes
 
 
-def changes(upper: bytes, lowers: Sequence[bytes], *, userxattr: bool = False) -> list[Change]:
-    """All changes that the directory *upper* makes to *lowers* (topmost first), sorted by path.
+def changes(upper: bytes, lowers: Sequence[bytes], features: Features = DEFAULTS, *, data: Sequence[bytes] = ()) -> list[Change]:
+    """All changes that the directory *upper* makes to *lowers* (topmost first), sorted by path; *features* as a mount would have them.
 
-    A directory that is in upper counts as changed when there is one below. A deleted directory is one line, as in a whiteout; what an
-    opaque directory hides is a line each, unless upper has the name again. Without *lowers* the marks in upper have to do: every whiteout
-    is a deletion, and what carries no sign of having been copied up is new.
+    A directory that is in upper counts as changed when there is one below. A deleted directory is one line, as in a whiteout, and so is
+    each name that an opaque directory hides. A directory that was moved is deleted in one place, and in the other everything below it is
+    added, as who packs a layer needs it. Without *lowers* the marks in upper have to do: every whiteout is a deletion, and what carries no
+    sign of having been copied up is new.
 
     Raises LayerError for a directory that cannot be opened, OSError for one that cannot be read.
     """
-    features = Features(userxattr=userxattr)
     with ExitStack() as held:
-        top = open_stack([upper], None, None, features)
+        top = open_stack([upper, *lowers], None, None, features, data=data)
         held.callback(top.close)
-        before: Tree | None = None
-        if lowers:
-            below = open_stack(lowers, None, None, features)
+        if not lowers:
+            found = _by_marks(top.lowers[0], top.names)
+        else:
+            after = Tree(top)
+            held.callback(after.close)
+            below = open_stack(lowers, None, None, features, data=data)
             held.callback(below.close)
             before = Tree(below)
             held.callback(before.close)
-        return sorted(_compare(top.lowers[0], before, top.names), key=lambda change: change.path)
+            found = _Comparison(after, before).changes()
+        return sorted(found, key=lambda change: change.path)
 
 
 @dataclass(frozen=True)
-class _Directory:
-    """A directory of upper that is still to be looked at. ``old``: what is there below; ``hides``: none of that shows through."""
+class _Pair:
+    """A directory that is still to be looked at, as it is and as it was. ``same``: apart from upper's part the two are one."""
 
     path: bytes
+    new: Node
     old: Node | None
-    hides: bool
+    same: bool
 
 
-def _compare(upper: Layer, before: Tree | None, names: XattrNames) -> Iterator[Change]:
-    todo = [_Directory(b"", before.root if before else None, hides=False)]  # a root is always merged (ovl_get_root)
+class _Comparison:
+    """*after*: the tree with upper as its topmost lower; *before*: the tree without it."""
+
+    def __init__(self, after: Tree, before: Tree) -> None:
+        self._after = after
+        self._before = before
+        self._upper = after.stack.lowers[0]
+        self._old_layer = dict(zip(after.stack.lowers[1:], before.stack.lowers, strict=True))
+
+    def changes(self) -> Iterator[Change]:
+        """Every change, in no order."""
+        todo = [self._pair(b"", self._after.root, self._before.root)]
+        while todo:
+            yield from self._compare(todo.pop(), todo)
+
+    def _pair(self, path: bytes, new: Node, old: Node | None) -> _Pair:
+        return _Pair(path, new, old, old is not None and self._places(new) == _lowers(old))
+
+    def _places(self, node: Node) -> tuple[tuple[Layer, bytes], ...]:
+        """The lower directories of *node* as the other tree names them."""
+        return tuple((self._old_layer[layer], path) for layer, path in _lowers(node) if layer is not self._upper)
+
+    def _compare(self, pair: _Pair, todo: list[_Pair]) -> Iterator[Change]:
+        new = self._after.index(pair.new).entries
+        old = self._before.index(pair.old).entries if pair.old else {}
+        for name in old.keys() - new.keys():
+            yield Change(Kind.DELETED, b"/" + _join(pair.path, name))
+        for name, entry in new.items():
+            if entry.source is not self._upper and pair.same:
+                continue
+            path, was = _join(pair.path, name), old.get(name)
+            if was is None:
+                yield Change(Kind.ADDED, b"/" + path)
+            elif entry.source is self._upper or not self._is_same_object(pair, name, entry, was):
+                yield Change(Kind.CHANGED, b"/" + path)
+            if entry.kind == stat.S_IFDIR:
+                below = self._pair(path, self._after.resolve(pair.new, name, entry)[0], self._old_directory(pair.old, name, was))
+                if _lowers(below.new)[0][0] is self._upper or not below.same:
+                    todo.append(below)
+
+    def _is_same_object(self, pair: _Pair, name: bytes, entry: LayerEntry, was: LayerEntry) -> bool:
+        """Whether a lower object under this name is the one that was there before."""
+        assert pair.old is not None
+        if self._old_layer[entry.source] is not was.source:
+            return False
+        return self._after.directory_path(pair.new, entry.source) == self._before.directory_path(pair.old, was.source)
+
+    def _old_directory(self, parent: Node | None, name: bytes, was: LayerEntry | None) -> Node | None:
+        """The directory *name* as it was, None when there was none."""
+        if parent is None or was is None or was.kind != stat.S_IFDIR:
+            return None
+        return self._before.resolve(parent, name, was)[0]
+
+
+def _lowers(node: Node) -> tuple[tuple[Layer, bytes], ...]:
+    assert node.directory is not None
+    return node.directory.lowers
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
+
+
+def _by_marks(upper: Layer, names: XattrNames) -> Iterator[Change]:
+    """What *upper* alone tells."""
+    todo = [b""]
     while todo:
         directory = todo.pop()
-        fd = upper.open_directory(directory.path)
+        fd = upper.open_directory(directory)
         try:
-            yield from _compare_directory(upper, fd, directory, before, names, todo)
+            for name, kind in upper.scan(fd, names):
+                path = _join(directory, name)
+                if kind == 0:
+                    yield Change(Kind.DELETED, b"/" + path)
+                    continue
+                existed = upper.attribute(fd, name, names.origin) is not None and upper.attribute(fd, name, names.redirect) is None
+                yield Change(Kind.CHANGED if existed else Kind.ADDED, b"/" + path)
+                if kind == stat.S_IFDIR:
+                    todo.append(path)
         finally:
             os.close(fd)
-
-
-def _compare_directory(
-    upper: Layer, fd: int, directory: _Directory, before: Tree | None, names: XattrNames, todo: list[_Directory]
-) -> Iterator[Change]:
-    old = _old_entries(before, directory.old)
-    seen = set()
-    for name, kind in upper.scan(fd, names):
-        path = directory.path + b"/" + name if directory.path else name
-        entry = old.get(name)
-        seen.add(name)
-        if kind == 0:
-            if entry is not None or before is None:
-                yield Change(Kind.DELETED, b"/" + path)
-            continue
-        existed = entry is not None if before else upper.attribute(fd, name, names.origin) is not None
-        yield Change(Kind.CHANGED if existed else Kind.ADDED, b"/" + path)
-        if kind == stat.S_IFDIR:
-            old_directory = _old_directory(before, directory.old, name, entry)
-            todo.append(_Directory(path, old_directory, directory.hides or upper.is_opaque(fd, name, names)))
-    if directory.hides:
-        for name in old.keys() - seen:
-            yield Change(Kind.DELETED, b"/" + (directory.path + b"/" + name if directory.path else name))
-
-
-def _old_entries(before: Tree | None, node: Node | None) -> dict[bytes, LayerEntry]:
-    return {} if before is None or node is None else before.index(node).entries
-
-
-def _old_directory(before: Tree | None, parent: Node | None, name: bytes, entry: LayerEntry | None) -> Node | None:
-    """The directory *name* as it is without upper, None when there is none."""
-    if before is None or parent is None or entry is None or entry.kind != stat.S_IFDIR:
-        return None
-    return before.resolve(parent, name, entry)[0]

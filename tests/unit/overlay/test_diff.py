@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.tree import fingerprint
-from tests.unit.overlay.world import USERXATTR, View, World, mark, no_descriptor_left, put, whiteout
+from tests.support.chaos import fill, stir
+from tests.support.tree import Entry, Snapshot, fingerprint
+from tests.unit.overlay.world import USERXATTR, View, World, mark, marked, no_descriptor_left, put, whiteout
 from unionfs.errors import LayerError
-from unionfs.overlay.diff import changes
+from unionfs.overlay.diff import Kind, changes
+from unionfs.overlay.features import Features
 
 
 def told(world: World, *, with_lowers: bool = True) -> list[str]:
@@ -19,7 +23,7 @@ def told(world: World, *, with_lowers: bool = True) -> list[str]:
     lowers = [os.fsencode(path) for path in world.lowers] if with_lowers else []
     before = fingerprint(world.upper)
     with no_descriptor_left():
-        found = changes(os.fsencode(world.upper), lowers, userxattr=USERXATTR)
+        found = changes(os.fsencode(world.upper), lowers, Features(userxattr=USERXATTR))
     assert fingerprint(world.upper) == before
     return [f"{change.kind.value} {os.fsdecode(change.path)}" for change in found]
 
@@ -126,3 +130,93 @@ def test_the_root_is_merged_whatever_its_mark_says(filled: World) -> None:
 def test_an_upper_that_is_not_there_is_one_line(scratch: Path) -> None:
     with pytest.raises(LayerError, match="nothing"):
         changes(os.fsencode(scratch / "nothing"), [])
+
+
+# ---- with everything on ----
+
+REDIRECTS = pytest.mark.skipif(USERXATTR, reason="redirects and metacopies are trusted.* attributes: needs root")
+
+
+@REDIRECTS
+def test_a_moved_directory_is_deleted_and_all_below_it_added(filled: World) -> None:
+    view = filled.open()
+    view.rename(b"dir", b"moved")
+    filled.close(view)
+    assert told(filled) == ["D /dir", "A /moved", "A /moved/one", "A /moved/three", "A /moved/two"]
+
+
+@REDIRECTS
+def test_a_directory_moved_there_and_back_is_changed_only(filled: World) -> None:
+    view = filled.open()
+    view.rename(b"dir", b"deep/dir")
+    view.rename(b"deep/dir", b"dir")
+    filled.close(view)
+    assert told(filled) == ["C /deep", "C /dir"]
+
+
+@REDIRECTS
+def test_a_metacopy_is_changed(filled: World) -> None:
+    view = filled.open(metacopy=True)
+    view.chmod(b"dir/one", 0o600)
+    filled.close(view)
+    assert marked(filled.upper / "dir/one", "metacopy") is not None
+    assert told(filled) == ["C /dir", "C /dir/one"]
+
+
+@REDIRECTS
+def test_a_directory_moved_over_another_is_compared_with_it(filled: World) -> None:
+    put(filled.lowers[0] / "other" / "one", b"another one")
+    put(filled.lowers[0] / "other" / "four", b"4")
+    view = filled.open()
+    for name in (b"one", b"four"):
+        view.unlink(b"other/" + name)
+    view.rename(b"dir", b"other")
+    filled.close(view)
+    assert told(filled) == ["D /dir", "C /other", "D /other/four", "C /other/one", "A /other/three", "A /other/two"]
+
+
+def told_by_force(old: Snapshot, new: Snapshot) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    """(added, deleted, different) by looking at everything; what is below something deleted is deleted with it."""
+    gone = {path for path in old if path not in new}
+    deleted = {path for path in gone if new.get(os.path.dirname(path) or b".", NOTHING).kind == "directory"}
+    added = {path for path in new if path not in old}
+    def told_apart(entry: Entry) -> Entry:
+        return replace(entry, nlink=None, listing=None)
+
+    different = {path for path in new.keys() & old.keys() if told_apart(new[path]) != told_apart(old[path])}
+    return added, deleted, different - {b"."}
+
+
+NOTHING = Entry("nothing", "", 0, 0, None, None, "")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_changes_are_told_as_comparing_the_whole_trees_tells_them(world: World, root: None, seed: int) -> None:
+    rng = random.Random(seed)
+    for number, lower in enumerate(world.lowers):
+        fill(lower, rng, marks=number < len(world.lowers) - 1)
+    view = world.open(metacopy=bool(seed % 2))
+    assert stir(view, rng, 80) > 5
+    new = view.snapshot()
+    world.close(view)
+    old = world.open(writable=False).snapshot()
+
+    lines = changes(os.fsencode(world.upper), [os.fsencode(path) for path in world.lowers], Features())
+    found = {kind: {change.path[1:] for change in lines if change.kind is kind} for kind in Kind}
+    added, deleted, different = told_by_force(old, new)
+    assert found[Kind.ADDED] == added
+    assert found[Kind.DELETED] == deleted
+    assert different <= found[Kind.CHANGED]
+    touched = {path for path in found[Kind.CHANGED] if path in different or os.path.lexists(os.path.join(os.fsencode(world.upper), path))}
+    assert found[Kind.CHANGED] <= touched | under_redirects(world)
+    assert len(lines) == len({change.path for change in lines})
+
+
+def under_redirects(world: World) -> set[bytes]:
+    """What lies below a directory that was moved: there another lower object may look the same."""
+    moved = [
+        os.path.relpath(directory, os.fsencode(world.upper)) for directory, _, _ in os.walk(os.fsencode(world.upper))
+        if marked(Path(os.fsdecode(directory)), "redirect") is not None
+    ]  # fmt: skip
+    whole = world.open(metacopy=True).snapshot()
+    return {path for path in whole if any(path.startswith(top + b"/") for top in moved)}
