@@ -73,6 +73,7 @@ def features(options: MountOptions, overflow: tuple[int, int] = (65534, 65534)) 
         redirect=Redirect(redirect_dir(options)),
         index=options.extra.get("index") == "on",
         metacopy=options.extra.get("metacopy") == "on",
+        whfiles=bool(options.whfiles),
         volatile=options.volatile,
         sync=sync[options.fsync],
         copy_limit=_copy_limit(options),

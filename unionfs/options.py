@@ -33,7 +33,7 @@ class MountOptions:
 
     ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``vfs_flags``: of nosuid,
     nodev, noexec, noatime, nodiratime, strictatime and nosymfollow those that are on. ``private``: mounts below it do not
-    propagate (buildah asks for that). ``fsync``: auto,
+    propagate (buildah asks for that). ``whfiles``: ``.wh.`` files are whiteouts. ``fsync``: auto,
     strict, volatile (nobody waits for the disk, and a mark in work says so) or never (no mark). ``rename_copy_limit``: bytes.
     None, of any of these, is the default of the place. ``extra``: options of _CHOICES and _CONTEXTS, by name, as written.
 
@@ -50,6 +50,7 @@ class MountOptions:
     fsync: str = "auto"
     acl: bool = True
     userxattr: bool = False
+    whfiles: bool | None = None
     static_nlink: bool = False
     private: bool = False
     writeback: bool | None = None
@@ -211,6 +212,8 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "acl": ("acl", True),
     "noacl": ("acl", False),
     "userxattr": ("userxattr", True),
+    "whfiles": ("whfiles", True),
+    "nowhfiles": ("whfiles", False),
     "static_nlink": ("static_nlink", True),
     "private": ("private", True),
     "rprivate": ("private", True),
@@ -313,7 +316,7 @@ class _Draft:
         text = "" if value is None else unescape(value).decode("utf-8", "backslashreplace")
         if name in _REFUSED and (_REFUSED[name] is None or text in (_REFUSED[name] or ())):
             raise UsageError(f"option {_shown(raw_name, value)} is not supported")
-        if name in _VALUED:
+        if name in _VALUED and not (value is None and name in _FIELDS):
             if value is None:
                 raise UsageError(f"option {name} needs a value: {name}=...")
             _VALUED[name](self, value)
@@ -460,6 +463,7 @@ _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "squash_to_uid": lambda draft, value: draft.set(squash_to_uid=_id("squash_to_uid", value)),
     "squash_to_gid": lambda draft, value: draft.set(squash_to_gid=_id("squash_to_gid", value)),
     "xattr_permissions": _xattr_permissions,
+    "whfiles": lambda draft, value: draft.set(whfiles=_truth("whfiles", value)),
     "writeback": lambda draft, value: draft.set(writeback=_truth("writeback", value)),
     "fsname": lambda draft, value: draft.set(fsname=unescape(value)),
     "subtype": lambda draft, value: draft.set(subtype=unescape(value).decode("utf-8", "backslashreplace")),
@@ -499,6 +503,7 @@ _HELP = (
     ("uidmapping=C:H:N, gidmapping=C:H:N", "N ids stored from C on are shown from H on; more ranges follow after a colon"),
     ("squash_to_root, squash_to_uid=N, squash_to_gid=N", "every owner is shown as root or as N"),
     ("xattr_permissions=0|1|2", "1, 2: owners and modes are kept in attributes (security.*, user.*) of the upper's files"),
+    ("whfiles=0|1, whfiles, nowhfiles", "whether .wh. files are whiteouts (default: only as a mount program)"),
     ("static_nlink", "every directory has one link"),
     ("private, rprivate", "what is mounted in it is not seen in other mount namespaces"),
     ("writeback=0|1", "let the kernel collect writes (default 0)"),

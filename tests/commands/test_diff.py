@@ -65,6 +65,17 @@ def test_names_come_out_whatever_the_locale_says(mnt: Place) -> None:
     assert run("diff", mnt.path, env=env) == Done(0, CHANGED, "")
 
 
+def test_whiteout_files_are_deletions_where_they_count(scratch: Path) -> None:
+    layers = make_layers(scratch)
+    assert layers.upper is not None
+    (layers.upper / ".wh.file").touch()
+    with place(scratch, "wh") as mnt:
+        assert run("mount", "-o", "whfiles", *flags(layers), mnt.path).status == 0
+        assert run("diff", mnt.path) == Done(0, "D /file\n", "")
+    assert run("diff", layers.upper, "--lower", layers.lowers[0]) == Done(0, "A /.wh.file\n", "")
+    assert run("diff", "--whfiles", layers.upper, "--lower", layers.lowers[0]) == Done(0, "D /file\n", "")
+
+
 def test_where_nothing_can_change_it_says_so(scratch: Path, layers: Layers) -> None:
     with place(scratch, "ro") as mnt:
         assert run("mount", *flags(Layers(layers.lowers)), mnt.path).status == 0

@@ -81,6 +81,14 @@ def test_f_mounts_nothing_but_looks_at_the_options(layers: Layers, mnt: Place, h
     assert run("src", mnt.path, "-f", "-o", texts(layers) + ",plugins=x", command=helper).status == 1
 
 
+@pytest.mark.parametrize(("option", "expected"), [("", False), (",whfiles", False), (",nowhfiles", True), (",whfiles=0", True)])
+def test_whiteout_files_count_unless_told_otherwise(scratch: Path, layers: Layers, mnt: Place, option: str, expected: bool) -> None:
+    (layers.lowers[0] / ".wh.x").touch()
+    assert run("-o", texts(layers) + option, mnt.path, command=named(scratch, "fuse-overlayfs")).status == 0
+    assert (mnt.path / ".wh.x").exists() is expected
+    assert ("whfiles" in listed(mnt.path)["options"]) is not expected
+
+
 def test_an_unheard_of_option_is_a_warning(layers: Layers, mnt: Place, helper: list[str]) -> None:
     done = run("src", mnt.path, "-o", texts(layers) + ",frobnicate=1,sync", command=helper)
     assert done.status == 0

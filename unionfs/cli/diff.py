@@ -20,15 +20,17 @@ class _Layers:
     upper: bytes
     lowers: tuple[bytes, ...]
     userxattr: bool
+    whfiles: bool
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A layer to compare with, topmost first. May be repeated.")
 @click.option("--userxattr", is_flag=True, help="UPPER was written by a mount with that option.")
+@click.option("--whfiles", is_flag=True, help="Layers hold .wh. files as whiteouts.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.argument("where", type=as_bytes, metavar="MNT|UPPER")
 @debug_option
-def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, as_json: bool) -> None:
+def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, whfiles: bool, as_json: bool) -> None:
     """Show what an upper directory changes: A added, C changed, D deleted.
 
     It is compared with the layers given, else with those of the mount it belongs to. With neither, new and changed are told apart by
@@ -38,7 +40,8 @@ def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, as_json: bool)
     from unionfs.overlay.features import Features
 
     layers = _of_mount(where) or _of_directory(where, bool(lower))
-    found = changes(layers.upper, lower or layers.lowers, Features(userxattr=userxattr or layers.userxattr))
+    features = Features(userxattr=userxattr or layers.userxattr, whfiles=whfiles or layers.whfiles)
+    found = changes(layers.upper, lower or layers.lowers, features)
     if as_json:
         say(json.dumps([{"kind": change.kind.value, "path": change.path.decode("utf-8", "surrogateescape")} for change in found]))
         return
@@ -71,8 +74,9 @@ def _of_directory(path: bytes, lowers_given: bool) -> _Layers:
             return _from_record(record, path)
     if not lowers_given:
         warn("the lower layers are not known: use --lower to tell what is new from what is changed")
-    return _Layers(path, (), False)
+    return _Layers(path, (), userxattr=False, whfiles=False)
 
 
 def _from_record(record: state.Record, upper: bytes) -> _Layers:
-    return _Layers(upper, record.lowers, "userxattr" in record.options.split(","))
+    words = record.options.split(",")
+    return _Layers(upper, record.lowers, userxattr="userxattr" in words, whfiles="whfiles" in words)

@@ -124,7 +124,7 @@ def _mount(call: Call) -> int:
     if len(call.operands) not in (1, 2):
         raise UsageError("expected a directory to mount on" if not call.operands else "expected at most SOURCE and TARGET")
     by_mount = len(call.operands) == 2
-    parsed = options.parse(call.texts)
+    parsed = options.parse(call.texts, MountOptions(whfiles=True))  # container engines unpack layers so for a mount program
     if parsed.options.remount:
         return _remount(call.operands[-1], call.texts)
     if by_mount:

@@ -31,6 +31,10 @@ from unionfs.options import MountOptions
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
 
+_WHITEOUT_FILES = (
+    "the upper directory cannot hold the kernel's whiteouts: deletions are kept in .wh. files, which the kernel's overlayfs does not read"
+)
+
 _log = logging.getLogger("unionfs")
 
 #: How long a server that has lost its mount may take to give up its upper.
@@ -46,6 +50,8 @@ def run(request: Request, reporter: Reporter) -> None:
         stack = open_layers(request.options)
         owned = cleanup.enter_context(ExitStack())
         owned.callback(stack.close)
+        if stack.work is not None and stack.work.whiteout_files:
+            reporter.warning(_WHITEOUT_FILES)
         record = _describe(request, stack)
         os.chdir("/")
         registration = state.Registration.somewhere()
@@ -102,6 +108,7 @@ def _describe(request: Request, stack: Stack) -> state.Record:
     options = request.options
     words = ("ro" if options.read_only or stack.upper is None else "rw", *sorted(options.vfs_flags))
     words += tuple(word for word in ("volatile", "userxattr") if getattr(options, word))
+    words += ("whfiles",) if stack.features.whfiles else ()
     return state.Record(
         device="",
         pid=os.getpid(),

@@ -12,16 +12,19 @@ import os
 import stat
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.ownership import PLAIN, Ownership
-from unionfs.overlay.whiteout import XattrNames
+from unionfs.overlay.whiteout import XattrNames, is_whiteout_device, whiteout_file
 
 _CAPABILITY = b"security.capability"
 _WHITEOUT_MODE = stat.S_IFCHR
+_PROBE = b"#probe"
+_NO_DEVICES = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _ORIGIN_MAGIC = 0xFB
 _ORIGIN_BIG_ENDIAN = 1
 _ORIGIN_HEADER = struct.Struct("=BBBBB16s")
@@ -31,11 +34,16 @@ class Work:
     """``WORKDIR/work``: where objects are built, and where what cannot be removed at once waits.
 
     ``ownership``: how upper, for which they are built, keeps owners and modes.
+
+    Also where all whiteouts come from. They are devices as the kernel's; in an upper that can hold none (*whiteout_files*) they are
+    ``.wh.`` files. Such a file is made before what it covers goes, and goes after what replaces it has come: beside an object it hides
+    lower layers only.
     """
 
-    def __init__(self, fd: int, ownership: Ownership = PLAIN) -> None:
+    def __init__(self, fd: int, ownership: Ownership = PLAIN, *, whiteout_files: bool = False) -> None:
         self.fd = fd
         self.ownership = ownership
+        self.whiteout_files = whiteout_files
         self._count = 0
 
     def name(self) -> bytes:
@@ -43,11 +51,78 @@ class Work:
         self._count += 1
         return b"#%x" % self._count
 
-    def whiteout(self) -> bytes:
-        """A fresh whiteout; returns its name."""
-        name = self.name()
-        make_whiteout(self.fd, name)
-        return name
+    def cover(self, dir_fd: int, name: bytes) -> None:
+        """Hide *name*, of which nothing is in the directory *dir_fd* of upper; with whiteout files something may be."""
+        if self.whiteout_files:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(whiteout_file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd))
+        else:
+            os.mknod(name, _WHITEOUT_MODE, 0, dir_fd=dir_fd)
+
+    @contextlib.contextmanager
+    def covered(self, dir_fd: int, name: bytes) -> Iterator[None]:
+        """A whiteout file beside *name*, which the block takes away; not when that fails."""
+        self.cover(dir_fd, name)
+        try:
+            yield
+        except BaseException:
+            self.uncover(dir_fd, name)
+            raise
+
+    def remove_covered(self, dir_fd: int, name: bytes) -> None:
+        """Remove the non-directory *name* and hide what is below it, in one step."""
+        if self.whiteout_files:
+            with self.covered(dir_fd, name):
+                os.unlink(name, dir_fd=dir_fd)
+            return
+        whiteout = self.name()
+        self.cover(self.fd, whiteout)
+        files.renameat2(self.fd, whiteout, dir_fd, name)
+
+    def take_covered(self, dir_fd: int, name: bytes, kept: bytes) -> None:
+        """Move *name* into work as *kept* and hide what is below it, in one step."""
+        if self.whiteout_files:
+            with self.covered(dir_fd, name):
+                files.renameat2(dir_fd, name, self.fd, kept)
+            return
+        self.cover(self.fd, kept)
+        files.renameat2(self.fd, kept, dir_fd, name, files.RENAME_EXCHANGE)
+
+    def place_over_whiteout(self, made: bytes, dir_fd: int, name: bytes, *, directory: bool) -> None:
+        """Move what was *made* in work to *name*, which a whiteout hides, in one step."""
+        if self.whiteout_files or not directory:
+            files.renameat2(self.fd, made, dir_fd, name)
+            if self.whiteout_files:
+                self.uncover(dir_fd, name)
+            return
+        files.renameat2(self.fd, made, dir_fd, name, files.RENAME_EXCHANGE)
+        self.discard(made)
+
+    def uncover(self, dir_fd: int, name: bytes) -> None:
+        """Remove the whiteout file of *name*; none is fine."""
+        file = whiteout_file(name)
+        try:
+            os.unlink(file, dir_fd=dir_fd)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError:  # not from us, but it hides as well
+            gone = self.name()
+            files.renameat2(dir_fd, file, self.fd, gone)
+            self.discard(gone)
+        except OSError as exc:
+            if exc.errno != errno.ENAMETOOLONG:
+                raise
+
+    def convert_whiteout(self, dir_fd: int, name: bytes) -> None:
+        """Whatever form the whiteout of *name* has, give it the one that is written here."""
+        if self.whiteout_files:
+            self.cover(dir_fd, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=dir_fd)
+            return
+        with contextlib.suppress(FileExistsError):
+            self.cover(dir_fd, name)
+        self.uncover(dir_fd, name)
 
     def discard(self, name: bytes) -> None:
         """Remove *name* and all below it. What resists is left to the next mount: the verb it served has happened."""
@@ -55,9 +130,17 @@ class Work:
             remove_tree(self.fd, name)
 
 
-def make_whiteout(dir_fd: int, name: bytes) -> None:
-    """A whiteout as the kernel makes it."""
-    os.mknod(name, _WHITEOUT_MODE, 0, dir_fd=dir_fd)
+def can_make_devices(work_fd: int) -> bool:
+    """Whether a whiteout as the kernel makes it is possible: not on an overlayfs, most network filesystems and much of FUSE."""
+    try:
+        os.mknod(_PROBE, _WHITEOUT_MODE, 0, dir_fd=work_fd)
+    except OSError as exc:
+        if exc.errno not in _NO_DEVICES:
+            raise
+        return False
+    made = os.stat(_PROBE, dir_fd=work_fd, follow_symlinks=False)
+    os.unlink(_PROBE, dir_fd=work_fd)
+    return is_whiteout_device(made)
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:

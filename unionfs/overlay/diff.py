@@ -143,7 +143,11 @@ def _by_marks(upper: Layer, names: XattrNames) -> Iterator[Change]:
         directory = todo.pop()
         fd = upper.open_directory(directory)
         try:
+            seen = set()
             for name, kind in upper.scan(fd, names):
+                if name in seen:  # a whiteout beside what has come in the place of what it hides
+                    continue
+                seen.add(name)
                 path = _join(directory, name)
                 if kind == 0:
                     yield Change(Kind.DELETED, b"/" + path)

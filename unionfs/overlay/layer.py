@@ -16,7 +16,16 @@ from contextlib import contextmanager
 from unionfs.linux import files, xattrs
 from unionfs.overlay.owners import changed
 from unionfs.overlay.ownership import PLAIN
-from unionfs.overlay.whiteout import HOLDS_XATTR_WHITEOUTS, OPAQUE, XattrNames, is_whiteout_device
+from unionfs.overlay.whiteout import (
+    HOLDS_XATTR_WHITEOUTS,
+    OPAQUE,
+    OPAQUE_DEVICE,
+    OPAQUE_FILE,
+    XattrNames,
+    hidden_by_file,
+    is_whiteout_device,
+    whiteout_file,
+)
 
 _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -84,14 +93,12 @@ class Layer:
             st = self.stat(dir_fd, name)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-                return None
+                return 0 if self._is_hidden_by_file(dir_fd, name, names) else None
             raise
-        if is_whiteout_device(st):
-            return 0
-        if stat.S_ISREG(st.st_mode) and st.st_size == 0 and self.attribute(dir_fd, name, names.whiteout) is not None:
-            holder = xattrs.find(files.path_at(dir_fd, b""), names.opaque)
-            return 0 if holder == HOLDS_XATTR_WHITEOUTS else stat.S_IFREG
-        return stat.S_IFMT(st.st_mode)
+        if names.is_mark(name):
+            return None
+        hidden = is_whiteout_device(st) or self.is_xattr_whiteout(dir_fd, name, st, names)
+        return 0 if hidden else stat.S_IFMT(st.st_mode)
 
     def open_file(self, dir_fd: int, name: bytes, flags: int) -> int:
         """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink."""
@@ -132,6 +139,7 @@ class Layer:
     def scan(self, dir_fd: int, names: XattrNames, marks: Mapping[bytes, bytes] | None = None) -> Iterator[tuple[bytes, int]]:
         """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
 
+        A name that has both an object and a ``.wh.`` file comes twice, the object first: such files hide what is in lower layers only.
         *marks*: its ``own_marks``, where the caller has them. An unreadable or vanished directory raises OSError.
         """
         if marks is None:
@@ -142,12 +150,19 @@ class Layer:
             if (st.st_dev, st.st_ino) in self.traps:
                 return
             marked = marks.get(names.opaque) == HOLDS_XATTR_WHITEOUTS
+            hidden = []
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
-                    yield name, self._entry_type(dir_fd, name, entry, names if marked else None)
+                    if names.is_mark(name):
+                        hidden.append(hidden_by_file(name))
+                    else:
+                        yield name, self._entry_type(dir_fd, name, entry, names if marked else None)
         finally:
             os.close(fd)
+        for gone in hidden:
+            if gone is not None:
+                yield gone, 0
 
     def _entry_type(
         self, dir_fd: int, name: bytes, entry: os.DirEntry[str], marks: XattrNames | None
@@ -159,17 +174,54 @@ class Layer:
         if entry.is_file(follow_symlinks=False):
             if marks is None:
                 return stat.S_IFREG
-            hidden = (
-                entry.stat(follow_symlinks=False).st_size == 0
-                and self.attribute(dir_fd, name, marks.whiteout) is not None
-            )
-            return 0 if hidden else stat.S_IFREG
+            return 0 if self.is_xattr_whiteout(dir_fd, name, entry.stat(follow_symlinks=False), marks) else stat.S_IFREG
         st = entry.stat(follow_symlinks=False)
         return 0 if is_whiteout_device(st) else stat.S_IFMT(st.st_mode)
 
-    def is_opaque(self, dir_fd: int, name: bytes, names: XattrNames) -> bool:
-        """Whether the directory *name* hides what is below it."""
-        return self.attribute(dir_fd, name, names.opaque) == OPAQUE
+    def is_xattr_whiteout(self, dir_fd: int, name: bytes, st: os.stat_result, names: XattrNames) -> bool:
+        """Whether *name* is a whiteout by its attribute, which only an empty regular file can be (ovl_path_check_xwhiteout_xattr)."""
+        return stat.S_ISREG(st.st_mode) and st.st_size == 0 and self._has(dir_fd, name, names.whiteout)
+
+    def _has(self, dir_fd: int, name: bytes, attribute: bytes) -> bool:
+        """Whether *name* is known to have the attribute: one that may not be read says nothing (ovl_path_getxattr)."""
+        try:
+            return self.attribute(dir_fd, name, attribute) is not None
+        except PermissionError:
+            return False
+
+    def is_opaque(self, dir_fd: int, name: bytes, names: XattrNames, marks: Mapping[bytes, bytes] | None = None) -> bool:
+        """Whether the directory *name* hides what is below it. *marks*: its ``marks``, where the caller has them."""
+        if marks is None:
+            marks = self.marks(dir_fd, name, names)
+        return self._is_opaque_itself(dir_fd, name, names, marks) or self._is_hidden_by_file(dir_fd, name, names)
+
+    def has_opaque_root(self, names: XattrNames) -> bool:
+        """Whether its root hides the layers below. To the kernel a root is always merged (ovl_get_root), to OCI not."""
+        return names.whfiles and self._is_opaque_itself(self.root_fd, b".", names, self.own_marks(self.root_fd, names))
+
+    def _is_opaque_itself(self, dir_fd: int, name: bytes, names: XattrNames, marks: Mapping[bytes, bytes]) -> bool:
+        if any(marks.get(mark) == OPAQUE for mark in names.all_opaque):
+            return True
+        return names.whfiles and self._holds_opaque_file(dir_fd, name)
+
+    def _is_hidden_by_file(self, dir_fd: int, name: bytes, names: XattrNames) -> bool:
+        """Whether there is a file that hides *name* in the layers below."""
+        return names.whfiles and not names.is_mark(name) and _lstat(dir_fd, whiteout_file(name)) is not None
+
+    def _holds_opaque_file(self, dir_fd: int, name: bytes) -> bool:
+        try:
+            fd = self.open_file(dir_fd, name, os.O_PATH | os.O_DIRECTORY)
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                return False
+            raise
+        try:
+            if _lstat(fd, OPAQUE_FILE) is not None:
+                return True
+            st = _lstat(fd, OPAQUE_DEVICE)
+            return st is not None and is_whiteout_device(st)
+        finally:
+            os.close(fd)
 
     @contextmanager
     def for_handles(self) -> Iterator[int]:
@@ -193,3 +245,12 @@ class Layer:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self.root_fd)
+
+
+def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG):
+            return None
+        raise

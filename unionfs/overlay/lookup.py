@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.stack import Stack
-from unionfs.overlay.whiteout import OPAQUE, check_metacopy, check_redirect
+from unionfs.overlay.whiteout import check_metacopy, check_redirect
 
 #: A layer and a path in it.
 Place = tuple[Layer, bytes]
@@ -54,7 +54,7 @@ def lower_directories(
         if layer is bottom:
             break
         marks = layer.marks(open_directory(layer), name, stack.names)
-        if marks.get(stack.names.opaque) == OPAQUE:
+        if layer.is_opaque(open_directory(layer), name, stack.names, marks):
             break
         redirect = marks.get(stack.names.redirect)
         if redirect is not None:
@@ -185,7 +185,7 @@ class _Way:
             if mark is None:
                 return path
             check_metacopy(mark)
-        elif marks.get(names.opaque) == OPAQUE:
+        elif layer.is_opaque(fd, name, names, marks):
             self._stop = True
             return path
         redirect = marks.get(names.redirect)

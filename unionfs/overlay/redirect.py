@@ -131,8 +131,5 @@ def _shut(tree: Tree, node: Node) -> None:
     if not node.directory.lowers:
         return
     xattrs.put(tree.place(node), tree.stack.names.opaque, OPAQUE)
-    whiteouts, fd = tree.index(node).whiteouts, tree.upper_fd(node)
-    for name in list(whiteouts):
-        os.unlink(name, dir_fd=fd)
-        whiteouts.discard(name)
+    tree.drop_whiteouts(node)
     tree.forget_lowers(node)

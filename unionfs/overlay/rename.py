@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 
 from unionfs.linux import files, xattrs
-from unionfs.overlay.copy_up import make_whiteout, remove_tree
+from unionfs.overlay.copy_up import Work, empty_tree, remove_tree
 from unionfs.overlay.node import LayerEntry, Node, Orphan
 from unionfs.overlay.redirect import copy_up_whole, fits, has_lower_part, may_redirect, redirect_directory, redirect_file
 from unionfs.overlay.tree import NAME_MAX, Tree, error
@@ -45,6 +46,8 @@ def _checked(
     target = tree.find(new_dir, new)
     if len(new) > NAME_MAX:
         raise error(errno.ENAMETOOLONG)
+    if tree.stack.names.is_mark(new):
+        raise error(errno.EINVAL, new)
     if new_dir.orphan is not None:
         raise error(errno.ENOENT)
     if flags & files.RENAME_NOREPLACE and target is not None:
@@ -107,6 +110,8 @@ def _move(
 ) -> None:
     tree.copy_up_directory(new_dir)
     _make_movable(tree, node, new_dir if old_dir is not new_dir else None)
+    tree.settle_whiteout(old_dir, old)
+    tree.settle_whiteout(new_dir, new)
     tree.pass_on_impurity(old_dir, new_dir)
     new_index = tree.index(new_dir)
     covered = target is not None and (target.below or target.source is not tree.upper)
@@ -145,6 +150,12 @@ def _move_in_upper(
 ) -> None:
     """The step on disk. A whiteout stays at *old* when something is below it."""
     old_fd, new_fd = tree.upper_fd(old_dir), tree.upper_fd(new_dir)
+    if tree.work.whiteout_files:
+        if source.kind == stat.S_IFDIR and target is not None and target.source is tree.upper:
+            _strip_whiteouts(tree, new_dir, new, target)
+        parted = isinstance(source.node, Node) and has_lower_part(tree, source.node)
+        _move_with_files(tree.work, source, old_fd, old, new_fd, new, late=parted)
+        return
     if source.kind == stat.S_IFDIR and target is None and new in tree.index(new_dir).whiteouts:
         # a directory cannot replace the whiteout, but swap with it; it may well be what has to stay behind
         files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
@@ -167,25 +178,42 @@ def _move_in_upper(
 def _move_without_help(tree: Tree, old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
     """RENAME_WHITEOUT where the filesystem lacks it: put a whiteout at the target, then swap the two."""
     try:
-        make_whiteout(new_fd, new)
+        tree.work.cover(new_fd, new)
     except FileExistsError:
-        gone = tree.work.whiteout()
-        files.renameat2(tree.work.fd, gone, new_fd, new, files.RENAME_EXCHANGE)
+        gone = tree.work.name()
+        tree.work.take_covered(new_fd, new, gone)
         remove_tree(tree.work.fd, gone)
     files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
+
+
+def _move_with_files(
+    work: Work, source: LayerEntry, old_fd: int, old: bytes, new_fd: int, new: bytes, *, late: bool
+) -> None:
+    """The same where whiteouts are files beside what they hide.
+
+    *late*: for a directory with a lower part, from which its whiteout would cut it off, that comes last. A crash before it brings the lower
+    directory back beside the moved one.
+    """
+    with nullcontext() if late or not source.below else work.covered(old_fd, old):
+        files.renameat2(old_fd, old, new_fd, new)
+    if late and source.below:
+        try:
+            work.cover(old_fd, old)
+        except BaseException:
+            files.renameat2(new_fd, new, old_fd, old)
+            raise
+    work.uncover(new_fd, new)
 
 
 def _strip_whiteouts(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -> None:
     """Make a directory that looks empty be empty in upper, so that it can be replaced. Opaque first: nothing shows through meanwhile."""
     node, _ = tree.resolve(parent, name, entry)
     whiteouts = tree.index(node).whiteouts
-    if not whiteouts:
+    if not whiteouts and not tree.stack.names.whfiles:
         return
     _make_opaque(tree, parent, name)
-    fd = tree.upper_fd(node)
-    for whiteout in list(whiteouts):
-        os.unlink(whiteout, dir_fd=fd)
-        whiteouts.discard(whiteout)
+    empty_tree(tree.upper_fd(parent), name)
+    whiteouts.clear()
 
 
 def _exchange(
@@ -194,6 +222,8 @@ def _exchange(
     for (parent, _, _, node), (new_parent, _, _, _) in ((one, other), (other, one)):
         tree.copy_up_directory(parent)
         _make_movable(tree, node, new_parent if parent is not new_parent else None)
+    tree.settle_whiteout(one[0], one[1])
+    tree.settle_whiteout(other[0], other[1])
     for (parent, name, entry, node), (_, _, there, _) in ((one, other), (other, one)):
         if entry.kind == stat.S_IFDIR and there.below and not has_lower_part(tree, node):
             _make_opaque(tree, parent, name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
-from unionfs.overlay.copy_up import Work, empty_tree
+from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT
@@ -76,7 +76,7 @@ def open_stack(
     if (upper is None) != (work is None):
         given, lacking = ("work", "upper") if upper is None else ("upper", "work")
         raise LayerError(f"{given} directory without {lacking} directory: give both or neither")
-    names = XattrNames(features.userxattr)
+    names = XattrNames(features.userxattr, features.whfiles)
     opened: list[Layer] = []
     try:
         for path in (*lowers, *data):
@@ -165,6 +165,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         ownership = _upper_ownership(upper_fd, upper, stack.features)
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
+        devices = can_make_devices(work_dir)
         if stack.features.volatile:
             _mark_volatile(work_dir)
     except OSError as exc:
@@ -179,7 +180,14 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
     for lower in (*stack.lowers, *stack.data):
         lower.traps = traps
     os.close(work_fd)
-    return replace(stack, upper=layer, work=Work(work_dir, ownership), locks=locks)
+    stack = replace(stack, upper=layer, work=Work(work_dir, ownership, whiteout_files=not devices), locks=locks)
+    return stack if devices else _with_whiteout_files(stack)
+
+
+def _with_whiteout_files(stack: Stack) -> Stack:
+    """*stack*, whose upper has no other whiteouts: they count in every layer then, since each layer was an upper once."""
+    features = replace(stack.features, whfiles=True)
+    return replace(stack, features=features, names=XattrNames(features.userxattr, whfiles=True))
 
 
 def _close_all(fds: list[int]) -> None:

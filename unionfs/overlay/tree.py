@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.backing import FdCache, share_of_descriptors
@@ -19,7 +19,7 @@ from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
 from unionfs.overlay.stack import Stack
-from unionfs.overlay.whiteout import IMPURE
+from unionfs.overlay.whiteout import IMPURE, OPAQUE
 
 NAME_MAX = 255
 
@@ -49,9 +49,17 @@ class Tree:
         layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
         for layer in layers:  # the first one's numbers are shown as they are
             self.nodes.natural(layer.device, 1 << 20)
-        root = Node(ROOT_INO, None, b"", layers[0], Directory(tuple((layer, b"") for layer in stack.lowers)))
+        root = Node(ROOT_INO, None, b"", layers[0], Directory(tuple((layer, b"") for layer in self._merged_roots(layers))))
         self.nodes.add(root)
         self.root = root
+
+    def _merged_roots(self, layers: tuple[Layer, ...]) -> Iterator[Layer]:
+        """The lowers of the root."""
+        for layer in layers:
+            if layer is not self.stack.upper:
+                yield layer
+            if layer.has_opaque_root(self.stack.names):
+                return
 
     # -- descriptors -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +274,38 @@ class Tree:
                 whiteouts.add(name)
             yield name, kind
 
+    def settle_whiteout(self, directory: Node, name: bytes) -> None:
+        """Before *name* changes: a whiteout of it in upper, which may be another program's, gets the form that is written here.
+
+        A directory that has a ``.wh.`` file beside it hides its lowers by itself afterwards.
+        """
+        if not self.stack.names.whfiles:
+            return
+        index = self.index(directory)
+        if name not in index.whiteouts:
+            return
+        fd = self.upper_fd(directory)
+        entry = index.entries.get(name)
+        if entry is None:
+            self.work.convert_whiteout(fd, name)
+            return
+        if entry.kind == stat.S_IFDIR:
+            xattrs.put(files.path_at(fd, name), self.stack.names.opaque, OPAQUE)
+        self.work.uncover(fd, name)
+        entry.below = True
+        index.whiteouts.discard(name)
+
+    def drop_whiteouts(self, directory: Node) -> None:
+        """Remove all whiteouts from upper's copy of *directory*, which is opaque and needs none."""
+        index, fd = self.index(directory), self.upper_fd(directory)
+        for name in list(index.whiteouts):
+            if name not in index.entries:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+            if self.stack.names.whfiles:
+                self.work.uncover(fd, name)
+            index.whiteouts.discard(name)
+
     def find(self, parent: Node, name: bytes) -> LayerEntry | None:
         """What *name* is in *parent*; None when there is nothing."""
         return self.index(parent).entries.get(name)
@@ -282,7 +322,11 @@ class Tree:
         node = entry.node
         if isinstance(node, Node):
             return node, self.stat(node)
-        st = entry.source.stat(self.directory_fd(parent, entry.source), name)
+        fd = self.directory_fd(parent, entry.source)
+        st = entry.source.stat(fd, name)
+        if entry.source.is_xattr_whiteout(fd, name, st, self.stack.names):
+            self._forget_whiteout(parent, name, entry)
+            raise error(errno.ENOENT, name)
         directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
         data = self._data_of(parent, name, entry, st)
         number = self._number(parent, name, entry, st, directory)
@@ -297,6 +341,13 @@ class Tree:
         if data is not None:
             self._data[node.ino] = data
         return node, st
+
+    def _forget_whiteout(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
+        """*entry* is a whiteout in a directory that does not say it has such: the kernel lists it and finds nothing, here it then goes."""
+        index = self.index(parent)
+        index.remove(name)
+        if entry.source is self.stack.upper:
+            index.whiteouts.add(name)
 
     def _merged_directory(self, parent: Node, name: bytes, entry: LayerEntry) -> Directory:
         above = parent.directory

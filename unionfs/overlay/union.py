@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
-from unionfs.overlay.copy_up import DataDraft, Draft, make_whiteout
+from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
@@ -415,16 +415,22 @@ class Union:
         return self._shown(node, st)
 
     def _vacant(self, parent: int, name: bytes) -> Node:
-        """The directory *parent*, in upper, where *name* may be made; EEXIST, ENOENT (directory removed), ENAMETOOLONG, EROFS."""
+        """The directory *parent*, in upper, where *name* may be made.
+
+        EEXIST, ENOENT (directory removed), ENAMETOOLONG, EROFS, EINVAL (a name that would be a mark).
+        """
         tree = self.tree
         directory = tree.directory(parent)
         if tree.find(directory, name) is not None:
             raise error(errno.EEXIST, name)
         if len(name) > NAME_MAX:
             raise error(errno.ENAMETOOLONG)
+        if tree.stack.names.is_mark(name):
+            raise error(errno.EINVAL, name)
         if directory.orphan is not None:
             raise error(errno.ENOENT)
         tree.copy_up_directory(directory)
+        tree.settle_whiteout(directory, name)
         return directory
 
     def _make(
@@ -493,15 +499,12 @@ class Union:
         if at_fd != tree.work.fd:
             return
         upper_fd = tree.upper_fd(directory)
-        if not is_dir:
-            files.renameat2(at_fd, at, upper_fd, name)
-            return
         if name not in tree.index(directory).whiteouts:
-            files.renameat2(at_fd, at, upper_fd, name, files.RENAME_NOREPLACE)
+            files.renameat2(at_fd, at, upper_fd, name, files.RENAME_NOREPLACE if is_dir else 0)
             return
-        xattrs.put(files.path_at(at_fd, at), self.stack.names.opaque, OPAQUE)
-        files.renameat2(at_fd, at, upper_fd, name, files.RENAME_EXCHANGE)
-        tree.work.discard(at)
+        if is_dir:
+            xattrs.put(files.path_at(at_fd, at), self.stack.names.opaque, OPAQUE)
+        tree.work.place_over_whiteout(at, upper_fd, name, directory=is_dir)
 
     def _enter(self, directory: Node, name: bytes, kind: int) -> LayerEntry:
         """The index entry of what was just made; a whiteout that was there says that something is below."""
@@ -536,6 +539,7 @@ class Union:
     def _remove(self, directory: Node, name: bytes, entry: LayerEntry) -> None:
         tree = self.tree
         tree.copy_up_directory(directory)
+        tree.settle_whiteout(directory, name)
         index = tree.index(directory)
         node = entry.node if isinstance(entry.node, Node) else None
         orphan = None if node is None or node.links is not None else tree.prepare_orphan(node, directory, name)
@@ -562,24 +566,22 @@ class Union:
         tree = self.tree
         upper_fd, work = tree.upper_fd(directory), tree.work
         if entry.source is not tree.upper:
-            make_whiteout(upper_fd, name)
+            work.cover(upper_fd, name)
             return
         if entry.kind != stat.S_IFDIR:
             if entry.below:
-                files.renameat2(work.fd, work.whiteout(), upper_fd, name)
+                work.remove_covered(upper_fd, name)
             else:
                 os.unlink(name, dir_fd=upper_fd)
             return
         keep_as = None if orphan is None else orphan.work_name
-        gone = work.whiteout() if entry.below else keep_as or work.name()
+        gone = keep_as or work.name()
         if entry.below:
-            files.renameat2(work.fd, gone, upper_fd, name, files.RENAME_EXCHANGE)
+            work.take_covered(upper_fd, name, gone)
         else:
             files.renameat2(upper_fd, name, work.fd, gone)
         if keep_as is None:
             work.discard(gone)
-        elif gone != keep_as:
-            files.renameat2(work.fd, gone, work.fd, keep_as)
 
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
         """renameat2 with NOREPLACE or EXCHANGE; EINVAL for other flags, EXDEV for a directory that cannot be redirected."""

@@ -1,7 +1,7 @@
 """How a union marks what is hidden: pure rules, no system call.
 
 A *whiteout* hides a name, an *opaque* directory hides everything of its name below. Rules: kernel
-Documentation/filesystems/overlayfs.rst and fs/overlayfs/xattrs.c.
+Documentation/filesystems/overlayfs.rst and fs/overlayfs/xattrs.c; for ``.wh.`` files OCI image-spec layer.md and fuse-overlayfs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ OPAQUE = b"y"
 #: On a lower directory: it may hold xattr whiteouts. It does not make the directory opaque.
 HOLDS_XATTR_WHITEOUTS = b"x"
 IMPURE = b"y"
-
+#: ``.wh.NAME`` hides NAME in the layers below its own. No name with this prefix is anything else under ``whfiles``.
+FILE_PREFIX = b".wh."
+#: In a directory: it is opaque. The second is what fuse-overlayfs 1.10 makes of the first when it hides what is below, a device 0:0.
+OPAQUE_FILE = b".wh..wh..opq"
+OPAQUE_DEVICE = b".wh..opq"
+_FUSE_OVERLAYFS = b"user.fuseoverlayfs."
+_ESCAPE = b"overlay."
 
 #: Bytes of an absolute redirect at most; a longer one is never written (the kernel's redirect_max).
 REDIRECT_MAX = 256
@@ -41,16 +47,33 @@ def is_whiteout_device(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
+def whiteout_file(name: bytes) -> bytes:
+    """The file that hides *name*."""
+    return FILE_PREFIX + name
+
+
+def hidden_by_file(name: bytes) -> bytes | None:
+    """What a file whose name has the prefix hides; None for those that hide no name (``.wh.`` alone, ``.wh..wh..opq`` and its kind)."""
+    hidden = name[len(FILE_PREFIX) :]
+    return None if not hidden or hidden.startswith(FILE_PREFIX) else hidden
+
+
 @dataclass(frozen=True)
 class XattrNames:
     """The names of overlay attributes in the one namespace that counts for a mount.
 
     The other namespace is ordinary data, and so is what a user of the mount sets in ours: it is stored with one more prefix
     (``trusted.overlay.overlay.foo``) and shown without it, so overlays can nest (ovl_xattr_escape_name).
+
+    With ``whfiles`` the marks of all programs count: ``.wh.`` files, and what makes a directory opaque in either namespace or
+    fuse-overlayfs's own. None of the three is ordinary data then.
     """
 
     userxattr: bool = False
+    whfiles: bool = False
     prefix: bytes = field(init=False)
+    #: The attributes of which each makes a directory opaque.
+    all_opaque: tuple[bytes, ...] = field(init=False)
     opaque: bytes = field(init=False)
     whiteout: bytes = field(init=False)
     origin: bytes = field(init=False)
@@ -59,25 +82,44 @@ class XattrNames:
     metacopy: bytes = field(init=False)
     nlink: bytes = field(init=False)
     protattr: bytes = field(init=False)
-    _escaped: bytes = field(init=False)
+    _reserved: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        prefix = b"user.overlay." if self.userxattr else b"trusted.overlay."
+        prefix, other = b"trusted.overlay.", b"user.overlay."
+        if self.userxattr:
+            prefix, other = other, prefix
+        reserved = (prefix, other, _FUSE_OVERLAYFS) if self.whfiles else (prefix,)
         for name in ("opaque", "whiteout", "origin", "impure", "redirect", "metacopy", "nlink", "protattr"):
             object.__setattr__(self, name, prefix + name.encode())
         object.__setattr__(self, "prefix", prefix)
-        object.__setattr__(self, "_escaped", prefix + b"overlay.")
+        object.__setattr__(self, "all_opaque", tuple(each + b"opaque" for each in reserved))
+        object.__setattr__(self, "_reserved", reserved)
 
     def stored(self, name: bytes) -> bytes:
         """The name on disk for *name* as a user of the mount writes it."""
-        return self._escaped + name[len(self.prefix) :] if name.startswith(self.prefix) else name
+        prefix = self._prefix_of(name)
+        return prefix + _ESCAPE + name[len(prefix) :] if prefix else name
 
     def shown(self, name: bytes) -> bytes | None:
         """The name a user of the mount sees for *name* on disk; None for our own marks."""
-        if name.startswith(self._escaped):
-            return self.prefix + name[len(self._escaped) :]
-        return None if name.startswith(self.prefix) else name
+        prefix = self._prefix_of(name)
+        if not prefix:
+            return name
+        rest = name[len(prefix) :]
+        return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
 
     def is_private(self, name: bytes) -> bool:
         """Whether *name* on disk is a mark of this layer that copy-up must not carry along."""
-        return name.startswith(self.prefix) and not name.startswith(self._escaped)
+        prefix = self._prefix_of(name)
+        return bool(prefix) and not name.startswith(_ESCAPE, len(prefix))
+
+    def is_mark(self, name: bytes) -> bool:
+        """Whether no object can have this *name*."""
+        return self.whfiles and name.startswith(FILE_PREFIX)
+
+    def _prefix_of(self, name: bytes) -> bytes:
+        if name.startswith(self._reserved):
+            for prefix in self._reserved:
+                if name.startswith(prefix):
+                    return prefix
+        return b""

@@ -61,3 +61,21 @@ def tmpfs(root: None, scratch: Path) -> Iterator[Callable[[str, str], Path]]:
     yield mount
     for path in reversed(made):
         system.unmount(path, system.MNT_DETACH)
+
+
+@pytest.fixture
+def overlayfs(root: None, scratch: Path) -> Iterator[Callable[[], Path]]:
+    """Mounts a writable kernel overlayfs over an empty lower: its directory."""
+    made: list[Path] = []
+
+    def mount() -> Path:
+        where = scratch / f"overlayfs{len(made)}"
+        for name in ("lower", "upper", "work", "mnt"):
+            (where / name).mkdir(parents=True)
+        system.mount("overlay", where / "mnt", "overlay", data=f"lowerdir={where}/lower,upperdir={where}/upper,workdir={where}/work")
+        made.append(where / "mnt")
+        return where / "mnt"
+
+    yield mount
+    for path in reversed(made):
+        system.unmount(path, system.MNT_DETACH)

@@ -205,6 +205,10 @@ class World:
         self.close(view)
         return self.open()
 
+    def reopen_with(self, view: View, *, whfiles: bool) -> View:
+        self.close(view)
+        return self.open(whfiles=whfiles)
+
     def close_all(self) -> None:
         for union in self._open:
             union.close()
