@@ -203,7 +203,7 @@ class Comparison:
         """Compare the live trees, then each upper under the other filesystem; no lower may have been written."""
         ours, kernels = self._snapshots(self.live)
         _same(ours, kernels, (self.subject, "kernel"))
-        _inodes_are_unique(self.sides[0].root, ours)
+        _same_numbers(self.sides[0].root, self.sides[1].root, ours)
         self._unmount()
         crossed = (self.mounts.by_kind(self.subject)(self.layers[1]), self.mounts.kernel(self.layers[0]))
         ours, on_kernel = self._snapshots(crossed)
@@ -241,16 +241,27 @@ def _same(left: tree.Snapshot, right: tree.Snapshot, names: tuple[str, str]) -> 
         raise Disagreement(f"the trees differ:\n{found}")
 
 
-def _inodes_are_unique(root: bytes, everything: Iterable[bytes]) -> None:
-    """Two names may show one inode number only when they are links of one file."""
-    seen: dict[int, list[tuple[bytes, os.stat_result]]] = {}
-    for path in everything:
+def _same_numbers(subject: bytes, kernel: bytes, everything: Iterable[bytes]) -> None:
+    """Two names show one inode number exactly where they do so on the kernel; a directory's is its own."""
+    paths = list(everything)
+    ours, kernels = (_by_number(root, paths) for root in (subject, kernel))
+    if ours != kernels:
+        raise Disagreement(f"of one inode number are {sorted(ours - kernels)}, in kernel {sorted(kernels - ours)}")
+    directories = [path for path in paths if stat.S_ISDIR(os.lstat(os.path.join(subject, path)).st_mode)]
+    taken = {os.lstat(os.path.join(subject, path)).st_ino for path in paths if path not in directories}
+    numbers = [os.lstat(os.path.join(subject, path)).st_ino for path in directories]
+    if len({*numbers}) < len(numbers) or taken & {*numbers}:
+        raise Disagreement("a directory shows the inode number of something else")
+
+
+def _by_number(root: bytes, paths: list[bytes]) -> set[tuple[bytes, ...]]:
+    """The names of more than one non-directory that show one number, as sets of names."""
+    users: dict[tuple[int, int], list[bytes]] = {}
+    for path in sorted(paths):
         found = os.lstat(os.path.join(root, path))
-        seen.setdefault(found.st_ino, []).append((path, found))
-    for ino, users in seen.items():
-        links = [found.st_nlink for _, found in users if not stat.S_ISDIR(found.st_mode)]
-        if len(users) > 1 and (len(links) < len(users) or min(links) < len(users)):
-            raise Disagreement(f"inode number {ino} is shown by {[path for path, _ in users]}")
+        if not stat.S_ISDIR(found.st_mode):
+            users.setdefault((found.st_dev, found.st_ino), []).append(path)
+    return {tuple(names) for names in users.values() if len(names) > 1}
 
 
 @contextlib.contextmanager

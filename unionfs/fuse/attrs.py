@@ -7,13 +7,41 @@ import stat
 
 import pyfuse3
 
+from unionfs.linux import memory
 from unionfs.overlay.union import Change
 
+_PATTERNS = (0x5EED0F1DB00C1E57, 0x0DDBA11CAFE2BAD5)
 
-def entry(ino: int, links: int, st: os.stat_result, timeout: float) -> pyfuse3.EntryAttributes:
-    """The attributes of an object: *ino* and *links* as the union shows them, the rest from *st*; good for *timeout* seconds."""
+
+def _find_shown() -> int | None:
+    """Where in an EntryAttributes the number lies that stat shows. None unless everything is as it is known from pyfuse3 3.4.
+
+    Setting st_ino sets the number of the node and, further on in the same object, the one that is shown; getting it gets the first.
+    """
+    found = set()
+    for pattern in _PATTERNS:
+        made = pyfuse3.EntryAttributes()
+        made.st_ino = pyfuse3.InodeT(pattern)
+        places = memory.words_equal(made, pattern)
+        if len(places) != 2:
+            return None
+        memory.put_word(made, places[1], 1)
+        if made.st_ino != pattern or memory.words_equal(made, pattern) != places[:1]:
+            return None
+        found.add(places)
+    return found.pop()[1] if len(found) == 1 else None
+
+
+#: None: objects of one number show different ones, which costs no more than that tar does not see a hard link.
+_SHOWN = _find_shown()
+
+
+def entry(ino: int, shown: int, links: int, st: os.stat_result, timeout: float) -> pyfuse3.EntryAttributes:
+    """The attributes of the node *ino*: *shown* and *links* as the union shows them, the rest from *st*; good for *timeout* seconds."""
     made = pyfuse3.EntryAttributes()
     made.st_ino = ino
+    if shown != ino and _SHOWN is not None:
+        memory.put_word(made, _SHOWN, shown)
     made.st_nlink = links
     made.st_mode = st.st_mode
     made.st_uid = st.st_uid

@@ -147,7 +147,7 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, found: tuple[Node, os.stat_result]) -> EntryAttributes:
         node, st = found
-        made = attrs.entry(node.ino, self._union.links(node, st), st, self._timeout)
+        made = attrs.entry(node.ino, node.shown, self._union.links(node, st), st, self._timeout)
         if len(self._known) >= _KNOWN_LIMIT:
             self._known.clear()
         self._known[node.ino] = made
@@ -347,7 +347,7 @@ class Operations(pyfuse3.Operations):
         union, reply, known_of = self._union, pyfuse3.readdir_reply, self._known.get
         for name, offset, what in union.entries(fh, start_id):
             if isinstance(what, Node):  # "." and "..": the kernel neither links nor counts them
-                if not reply(token, name, attrs.dots(what.ino), offset):
+                if not reply(token, name, attrs.dots(what.shown), offset):
                     return
                 continue
             node = union.live_node(what)

@@ -103,17 +103,18 @@ class Orphan:
 class Node:
     """One live object.
 
-    ``ino``: its number, in stat too. ``parent``, ``name``: the name it is reached by. ``layer``: the topmost layer that has it.
+    ``ino``: its number among all that is live. ``shown``: its number in stat and listings; only several names of one file that are
+    objects of their own share one. ``parent``, ``name``: the name it is reached by. ``layer``: the topmost layer that has it.
     ``lookups``: how often the kernel was told its number. ``children``: nodes that name this one as parent.
     ``links``: its further known names (hard links in upper), None for most. ``orphan``: set once it has no name.
     """
 
-    __slots__ = ("children", "directory", "ino", "layer", "links", "lookups", "name", "orphan", "parent")
+    __slots__ = ("children", "directory", "ino", "layer", "links", "lookups", "name", "orphan", "parent", "shown")
 
     def __init__(
         self, ino: int, parent: Node | None, name: bytes, layer: Layer, directory: Directory | None
     ) -> None:
-        self.ino = ino
+        self.ino = self.shown = ino
         self.parent = parent
         self.name = name
         self.layer = layer
@@ -137,7 +138,8 @@ class NodeTable:
     """All live nodes by number, and the rule that gives numbers.
 
     A number is the backing object's own, with the position of its filesystem above bit 48 (the first device has position 0: with all layers
-    on one filesystem numbers are the backing ones). Where that is taken by another live object, or does not fit, the number is one of ours.
+    on one filesystem numbers are the backing ones). Where that is taken by another live object, or does not fit, the number is one of ours;
+    a file that only lost it to another name of its own still shows it, as the kernel's overlayfs shows hard links of a lower.
     """
 
     def __init__(self) -> None:
@@ -169,6 +171,8 @@ class NodeTable:
     def add(self, node: Node) -> None:
         """Enter *node*; a number that is 0 or taken is replaced by one of ours."""
         if node.ino == 0 or node.ino in self._nodes:
+            if node.ino == 0 or node.directory is not None:  # who walks a tree takes one directory seen twice for a loop
+                node.shown = self._next
             node.ino = self._next
             self._next += 1
         self._nodes[node.ino] = node

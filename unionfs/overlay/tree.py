@@ -195,7 +195,7 @@ class Tree:
     # -- attributes ------------------------------------------------------------------------------------------------------
 
     def stat(self, node: Node) -> os.stat_result:
-        """lstat of *node*'s topmost copy. Number and link count for the user: ``node.ino`` and ``links``."""
+        """lstat of *node*'s topmost copy. Number and link count for the user: ``node.shown`` and ``links``."""
         orphan = node.orphan
         if orphan is not None:
             path = self.place(node)
@@ -373,18 +373,16 @@ class Tree:
     ) -> int:
         """The number an object should have: that of the lower object it is or was copied up from, else upper's own.
 
-        0 (one of ours) for a lower non-directory with several links: until they can be tied together each name is an object of its own.
+        Not that of a lower file with several links: each of them may have been copied up by itself (ovl_getattr).
         """
         if directory is not None:
             if directory.lowers and directory.lowers[0][0] is not entry.source:
                 st = self._stat_lower(*directory.lowers[0])
-        elif entry.source is not self.stack.upper:
-            if st.st_nlink > 1:
-                return 0
-        elif parent.directory is not None and entry.source in parent.directory.impure:
+        elif entry.source is self.stack.upper and parent.directory is not None and entry.source in parent.directory.impure:
             value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
-            if value:
-                st = decode_origin(value, self.stack.lowers) or self._unmoved_origin(parent, name, value) or st
+            origin = (decode_origin(value, self.stack.lowers) or self._unmoved_origin(parent, name, value)) if value else None
+            if origin is not None and origin.st_nlink == 1:
+                st = origin
         return self.nodes.natural(st.st_dev, st.st_ino)
 
     @staticmethod
@@ -628,6 +626,9 @@ class Tree:
                 self.work.discard(draft.work_name)
                 raise
         node.layer = upper
+        if node.directory is None and draft.st.st_nlink > 1 and node.orphan is None:
+            st = self.stat(node)
+            node.shown = self.nodes.natural(st.st_dev, st.st_ino) or node.ino
         if data is None:
             self._data.pop(node.ino, None)
             self._files.drop((node.ino, False))

@@ -199,6 +199,16 @@ def test_a_taken_number_is_replaced_by_one_of_ours() -> None:
     assert all(table[node.ino] is node for node in nodes)
 
 
+def test_a_file_goes_on_showing_the_number_another_name_of_it_has_taken() -> None:
+    table, root = a_table()
+    files = [Node(ino, root, b"name", NOWHERE, None) for ino in (7, 7, 0)]
+    directory = a_node(7, root)
+    for node in (*files, directory):
+        table.add(node)
+    assert [node.shown for node in files] == [7, 7, files[2].ino]
+    assert directory.shown == directory.ino != 7
+
+
 def test_our_own_numbers_are_not_reused() -> None:
     table, root = a_table()
     first = a_node(0, root)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.overlay.world import USERXATTR, View, World, put
+from tests.unit.overlay.world import USERXATTR, View, World, marked, put
 from unionfs.overlay.union import Change
 
 
@@ -180,9 +180,43 @@ def test_names_of_one_lower_file_are_objects_of_their_own(world: World) -> None:
     put(world.lowers[0] / "one", b"x")
     os.link(world.lowers[0] / "one", world.lowers[0] / "two")
     view = world.open()
-    assert view.ino(b"one") != view.ino(b"two")
+    one, two = view.node(b"one"), view.node(b"two")
+    assert one.ino != two.ino
+    assert one.shown == two.shown == (world.lowers[0] / "one").stat().st_ino
     assert_unique(view)
 
+
+def test_the_copy_of_one_of_several_names_shows_its_own_number(world: World) -> None:
+    put(world.lowers[0] / "one", b"x")
+    os.link(world.lowers[0] / "one", world.lowers[0] / "two")
+    view = world.open()
+    one, two = view.node(b"one"), view.node(b"two")
+    view.write(b"two", b"y")
+    assert (one.shown, two.shown) == ((world.lowers[0] / "one").stat().st_ino, (world.upper / "two").stat().st_ino)
+    assert one.ino == (world.lowers[0] / "one").stat().st_ino
+    view.forget()
+    assert (view.node(b"one").shown, view.node(b"two").shown) == (one.shown, two.shown)
+    assert marked(world.upper / "two", "origin") is None
+
+
+def test_an_origin_that_got_another_link_gives_no_number(world: World) -> None:
+    """The copy may be that of either name, and of both there may be one."""
+    put(world.lowers[0] / "dir" / "one", b"x")
+    view = world.open()
+    view.write(b"dir/one", b"y")
+    world.close(view)
+    os.link(world.lowers[0] / "dir" / "one", world.lowers[0] / "dir" / "two")
+    view = world.open()
+    assert view.node(b"dir/one").shown == (world.upper / "dir" / "one").stat().st_ino
+    assert view.node(b"dir/two").shown == (world.lowers[0] / "dir" / "two").stat().st_ino
+
+
+def test_a_directory_seen_twice_shows_two_numbers(world: World) -> None:
+    """Else who walks the tree would take it for a loop."""
+    (world.lowers[0] / "dir" / "below").mkdir(parents=True)
+    world.lowers = [world.lowers[0] / "dir", world.lowers[0]]
+    view = world.open()
+    assert view.node(b"below").shown != view.node(b"dir/below").shown
 
 def test_the_lower_of_a_moved_copy_does_not_clash_with_it(world: World) -> None:
     """lower1's file shows again as another name of the same lower layer, seen twice, does not."""
