@@ -7,6 +7,7 @@ Which options exclude each other was measured on Linux 6.18 (ovl_fs_params_verif
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from unionfs.errors import UsageError
@@ -15,6 +16,13 @@ from unionfs.options import MountOptions
 if TYPE_CHECKING:  # who only asks whether options go together shall not pay for the overlay
     from unionfs.overlay.features import Features
     from unionfs.overlay.owners import Owners
+
+#: What of MountOptions the kernel has too, or what asks for what is so there anyway.
+_KERNEL_FIELDS = frozenset(
+    "lowers data_lowers upper work read_only fsync acl userxattr private allow_other vfs_flags fsname debug engine extra".split()
+)
+_WRITTEN = {"uid_ranges": "uidmapping", "gid_ranges": "gidmapping"}
+_KERNEL_CHOICES = frozenset("redirect_dir index metacopy nfs_export verity xino uuid context fscontext defcontext rootcontext".split())
 
 #: How much a directory that cannot be redirected may hold to be copied up when it is renamed: seconds on a slow disk.
 RENAME_COPY_LIMIT = 64 << 20
@@ -99,3 +107,53 @@ def _copy_limit(options: MountOptions) -> int:
     if options.rename_copy_limit is not None:
         return options.rename_copy_limit
     return 0 if "redirect_dir" in options.extra else RENAME_COPY_LIMIT
+
+
+def check_engine(options: MountOptions, engine: str) -> None:
+    """UsageError for options that *engine*, one of options.ENGINES, cannot do."""
+    lacking = not_in_kernel(options)
+    if engine == "kernel" and lacking:
+        raise UsageError(f"the kernel's overlayfs has no {', '.join(lacking)}; the engine pyfuse3 has")
+    if engine == "pyfuse3" or lacking:
+        check_served(options)
+    check(options)
+
+
+def not_in_kernel(options: MountOptions) -> list[str]:
+    """The options, as they are written, that ask for what the kernel's overlayfs cannot do."""
+    lacking = [] if options.fsync != "never" else ["fsync=0"]
+    lacking += [] if options.acl else ["noacl"]
+    lacking += [] if options.allow_other is not False else ["allow_root"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        default = field.default if field.default is not MISSING else None
+        if field.name not in _KERNEL_FIELDS and value != default and value is not False:
+            lacking.append(_WRITTEN.get(field.name, field.name))
+    lacking += [
+        f"{name}={value}" for name, value in options.extra.items() if name not in _KERNEL_CHOICES and value not in ("", "0", "off")
+    ]
+    return lacking
+
+
+def kernel_parameters(options: MountOptions) -> list[tuple[str, bytes | None]]:
+    """The parameters of an overlayfs context but for the layers. Preconditions: not_in_kernel says nothing.
+
+    xino=on: the numbers of all files are told apart under one device, as our own server always does.
+    """
+    given = options.extra
+    index = "on" if given.get("nfs_export") == "on" else "off"
+    chosen = {
+        "redirect_dir": redirect_dir(options),
+        "index": given.get("index", index),
+        "metacopy": given.get("metacopy", "off"),
+        "nfs_export": given.get("nfs_export", "off"),
+        "xino": given.get("xino", "on"),
+        **{name: given[name] for name in ("verity", "uuid", "context", "fscontext", "defcontext", "rootcontext") if name in given},
+    }
+    parameters: list[tuple[str, bytes | None]] = [("source", options.fsname or b"unionfs")]
+    parameters += [(name, text.encode()) for name, text in chosen.items()]
+    parameters += [("userxattr", None)] if options.userxattr else []
+    parameters += [("volatile", None)] if options.volatile else []  # kernels before fsync=volatile know the word
+    parameters += [("fsync", b"strict")] if options.fsync == "strict" else []
+    parameters += [("ro", None)] if options.read_only else []
+    return parameters

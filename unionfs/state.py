@@ -24,18 +24,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from unionfs.errors import MountError, printable
+from unionfs.errors import InUseError, MountError, printable
 from unionfs.linux import mounts
 from unionfs.linux.mounts import MountInfo
 
 FSTYPE = "fuse.unionfs"
+#: A mount of the engine "kernel": it has no server and no record, everything is in mountinfo.
+KERNEL_FSTYPE = "overlay"
+#: The source of a mount unless fsname= says otherwise.
+SOURCE = b"unionfs"
 _CONTROL_SECONDS = 5.0
 _POLL = 0.003
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a server says of its mount. ``started``: seconds since 1970. ``claims``: (st_dev, st_ino) of upper and work."""
+    """What is known of a mount. ``started``: seconds since 1970. ``claims``: (st_dev, st_ino) of upper and work.
+
+    Of the kernel's own mounts there is no process (0), no start (0) and no claim.
+    """
 
     device: str
     pid: int
@@ -46,6 +53,7 @@ class Record:
     options: str
     started: float
     claims: tuple[tuple[int, int], ...] = ()
+    engine: str = "pyfuse3"
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "options": record.options,
         "started": record.started,
         "claims": record.claims,
+        "engine": record.engine,
     }
 
 
@@ -334,9 +343,57 @@ def _unlink(dir_fd: int, name: str) -> None:
         os.unlink(name, dir_fd=dir_fd)
 
 
+def record_of(info: MountInfo) -> Record | None:
+    """What is known of the mount *info*, whichever engine it has."""
+    found = find(info)
+    if found:
+        found.close()
+        return found.record
+    return kernel_record(info)
+
+
+# Unions that the kernel mounts.
+
+
+def kernel_record(info: MountInfo) -> Record | None:
+    """What mountinfo tells of an overlay of the kernel's, None for another mount."""
+    if info.fstype != KERNEL_FSTYPE:
+        return None
+    lowers: list[bytes] = []
+    upper = work = None
+    words = []
+    for option in info.super_options:
+        name, _, value = option.partition("=")
+        path = mounts.unescape(value.encode("utf-8", "surrogateescape"))
+        if name == "lowerdir+":
+            lowers.append(path)
+        elif name == "lowerdir":
+            lowers += path.partition(b"::")[0].split(b":")
+        elif name == "upperdir":
+            upper = path
+        elif name == "workdir":
+            work = path
+        elif name in ("ro", "rw", "userxattr") or option == "fsync=volatile":
+            words.append(option.removeprefix("fsync="))
+    return Record(
+        device=info.device, pid=0, target=info.target, lowers=tuple(lowers), upper=upper, work=work,
+        options=",".join(words), started=0.0, engine="kernel",
+    )  # fmt: skip
+
+
+def refuse_if_kernel_has(*directories: bytes | None) -> None:
+    """InUseError when one of these is the upper or work of an overlay of the kernel's, as far as we see mounts and know paths."""
+    wanted = {os.path.realpath(path): path for path in directories if path is not None}
+    for info in mounts.mountinfo():
+        record = kernel_record(info)
+        if record is not None and (found := {record.upper, record.work} & wanted.keys()):
+            path = wanted[next(path for path in found if path is not None)]
+            raise InUseError(f"directory {printable(path)} is in use by another mount: the kernel's at {printable(info.target)}")
+
+
 def is_ours(info: MountInfo) -> bool:
-    """Whether *info* is a union of this program."""
-    if info.fstype == FSTYPE:
+    """Whether *info* is a union of this program, or of the kernel's, whoever mounted that."""
+    if info.fstype in (FSTYPE, KERNEL_FSTYPE):
         return True
     found = find(info)
     if found:
@@ -345,7 +402,10 @@ def is_ours(info: MountInfo) -> bool:
 
 
 def all_mounts() -> list[Mount]:
-    """Every union there is to see, by target. No mount is touched: this works when a server hangs."""
+    """Every union there is to see, by target; of the kernel's those that say they are ours.
+
+    No mount is touched: this works when a server hangs.
+    """
     known = {record.device: (record, alive) for record, alive in records()}
     seen = set()
     result = []
@@ -356,6 +416,8 @@ def all_mounts() -> list[Mount]:
             result.append(Mount(info.device, info.target, "live" if alive else "dead", record))
         elif info.fstype == FSTYPE:
             result.append(Mount(info.device, info.target, "unknown", None))
+        elif info.fstype == KERNEL_FSTYPE and info.source == SOURCE:
+            result.append(Mount(info.device, info.target, "live", kernel_record(info)))
     result += [
         Mount(device, record.target, "elsewhere", record)
         for device, (record, alive) in known.items()
@@ -395,6 +457,8 @@ def mount_of(path: bytes) -> tuple[MountInfo, bytes]:
 
 def is_dead(info: MountInfo) -> bool:
     """Whether the server of the union *info* is gone. Touches the mount only when no record says so."""
+    if info.fstype == KERNEL_FSTYPE:
+        return False
     found = find(info)
     if found:
         found.close()

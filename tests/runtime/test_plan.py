@@ -62,6 +62,14 @@ def test_a_work_directory_that_was_given_is_neither_made_nor_removed() -> None:
 
 
 @pytest.mark.parametrize("options", [OPTIONS, KEPT])
+def test_the_engine_is_part_of_the_plan(options: RunOptions) -> None:
+    for engine in ("pyfuse3", "kernel", "auto"):
+        plan = make_plan(replace(options, engine=engine))
+        assert serve_step(plan).engine == engine
+        assert any(line.startswith("server    serve ") and line.endswith(f" engine={engine}") for line in plan.lines())
+
+
+@pytest.mark.parametrize("options", [OPTIONS, KEPT])
 def test_the_mount_points_come_from_a_bottom_layer_of_the_runs_own(options: RunOptions) -> None:
     plan = make_plan(options)
     assert serve_step(plan).lowers == (b"/top", b"/base", b"/scratch/abc/skeleton")
@@ -121,6 +129,7 @@ def test_the_command_gets_nothing_of_the_callers_environment_but_the_terminals_n
         ({"command": ()}, "no command"),
         ({"work": b"/elsewhere"}, "--work needs --upper"),
         ({"network": "bridge"}, "unknown network"),
+        ({"engine": "other"}, "unknown engine"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(changes: dict[str, object], message: str) -> None:

@@ -11,16 +11,23 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, NoReturn, Protocol
+from typing import BinaryIO, NoReturn, Protocol, TypeVar
 
-from unionfs import state
+from unionfs import engines, state
 from unionfs.cli.detach import detach
-from unionfs.cli.entry import reason, warn
-from unionfs.errors import MountError, printable
+from unionfs.cli.entry import complain, reason, warn
+from unionfs.errors import InUseError, MountError, UsageError, printable
 from unionfs.linux import mounts
 from unionfs.options import MountOptions
+
+T = TypeVar("T")
+
+#: How long a server that has lost its mount may take to give up its upper.
+_LOCK_SECONDS = 5.0
+_LOCK_POLL = 0.01
 
 FUSE_CONF = b"/etc/fuse.conf"
 
@@ -49,6 +56,15 @@ class Reporter(Protocol):
 
 def mount(request: Request) -> int:
     """Make the mount; in the foreground returns when it is gone, else when it answers. The exit code; raises UnionfsError."""
+    if request.engine == "kernel":
+        _mount_by_kernel(request)
+        return 0
+    if request.engine == "auto":
+        why = _why_not_kernel(request)
+        complain("engine kernel" if why is None else f"engine pyfuse3: {why}")
+        if why is None:
+            return 0
+        engines.check_served(request.options)
     if request.foreground:
         from unionfs.cli import server
 
@@ -66,6 +82,51 @@ def mount(request: Request) -> int:
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         raise
+
+
+def _mount_by_kernel(request: Request) -> None:
+    from unionfs import kernel
+
+    if request.foreground:
+        raise UsageError("the engine kernel has no server that could stay in the foreground or tell what it does")
+    wait_for_upper(request.options, lambda: kernel.mount(request.options, request.target))
+
+
+def _why_not_kernel(request: Request) -> str | None:
+    """None when the kernel has mounted it, else why it did not. Raises what would stop the other engine as well."""
+    lacking = engines.not_in_kernel(request.options)
+    if request.foreground:
+        lacking.append("server to stay in the foreground")
+    if lacking:
+        return f"the kernel's overlayfs has no {', '.join(lacking)}"
+    try:
+        _mount_by_kernel(request)
+    except MountError as exc:
+        return str(exc)
+    return None
+
+
+def wait_for_upper(options: MountOptions, attempt: Callable[[], T]) -> T:
+    """What *attempt* returns. An upper whose holder has lost its mount is about to be free: it is waited for."""
+    state.refuse_if_kernel_has(options.upper, options.work)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return attempt()
+        except InUseError:
+            if time.monotonic() > deadline or state.is_mounted(claims(options)):
+                raise
+        time.sleep(_LOCK_POLL)
+
+
+def claims(options: MountOptions) -> tuple[tuple[int, int], ...]:
+    """(st_dev, st_ino) of upper and work."""
+    found = []
+    for path in (options.upper, options.work):
+        if path is not None:
+            st = os.stat(path)
+            found.append((st.st_dev, st.st_ino))
+    return tuple(found)
 
 
 def prepare_target(path: bytes) -> bytes:

@@ -54,13 +54,12 @@ def _of_mount(path: bytes) -> _Layers | None:
     info = mounts.mount_at(state.locate(path))
     if info is None or not state.is_ours(info):
         return None
-    found = state.find(info)
-    if found is None:
+    record = state.record_of(info)
+    if record is None:
         raise MountError(f"{printable(path)}: the layers of this mount are not known here; name its upper directory instead")
-    found.close()
-    if found.record.upper is None:
+    if record.upper is None:
         raise MountError(f"{printable(path)} has no upper directory: nothing can change")
-    return _from_record(found.record, found.record.upper)
+    return _from_record(record, record.upper)
 
 
 def _of_directory(path: bytes, lowers_given: bool) -> _Layers:

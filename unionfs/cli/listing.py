@@ -21,7 +21,8 @@ def list_mounts(as_json: bool) -> None:
     """Show the unions that are mounted, and their layers.
 
     A mount is live, dead (its server is gone; mounting over it, or unionfs umount, takes it away), elsewhere (in another mount
-    namespace, or taken away lazily and still in use) or unknown (made by another user).
+    namespace, or taken away lazily and still in use) or unknown (made by another user). The kernel's are those that --engine=kernel
+    mounted and that were given no fsname=.
     """
     found = state.all_mounts()
     if as_json:
@@ -44,8 +45,8 @@ def _lines(mount: state.Mount) -> Iterator[str]:
     if record is None:
         yield f"{printable(mount.target)} ({mount.state})"
         return
-    process = f", process {record.pid}" if mount.state != "dead" else ""
-    yield f"{printable(mount.target)} ({mount.state}, {record.options}{process})"
+    process = f", process {record.pid}" if mount.state != "dead" and record.pid else ""
+    yield f"{printable(mount.target)} ({mount.state}, engine {record.engine}, {record.options}{process})"
     if record.upper is not None and record.work is not None:
         yield f"    upper {printable(record.upper)}"
         yield f"    work  {printable(record.work)}"

@@ -22,7 +22,9 @@ from unionfs.options import MountOptions
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
 @click.option("-d", "--debug", is_flag=True, help="As -f, with debug output, and a traceback when it fails.")
 @click.option("--log", type=as_bytes, metavar="FILE", help="Log to FILE instead of $UNIONFS_LOG or syslog.")
-@click.option("--engine", type=click.Choice(["pyfuse3"]), default="pyfuse3", help="What talks to the kernel.", show_default=True)
+@click.option(
+    "--engine", type=click.Choice(options.ENGINES), help="Our server, the kernel's overlayfs, or that where it can.  [default: pyfuse3]"
+)
 @click.argument("target", type=as_bytes, metavar="MNT")
 def mount(
     lower: tuple[bytes, ...],
@@ -32,7 +34,7 @@ def mount(
     foreground: bool,
     debug: bool,
     log: bytes | None,
-    engine: str,
+    engine: str | None,
     target: bytes,
 ) -> int:
     """Mount a union of directories at MNT.
@@ -41,7 +43,7 @@ def mount(
     """
     if debug:
         show_tracebacks()
-    given = _read(texts, lower, upper, work)
+    given = _read(texts, lower, upper, work, engine)
     debug = debug or given.debug
     return attach.mount(
         attach.Request(
@@ -50,12 +52,14 @@ def mount(
             log=log,
             foreground=foreground or debug,
             debug=debug,
-            engine=engine,
+            engine=given.engine or options.ENGINES[0],
         )
     )
 
 
-def _read(texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None) -> MountOptions:
+def _read(
+    texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None, engine: str | None
+) -> MountOptions:
     parsed = options.parse(texts)
     if parsed.unknown:
         raise UsageError(f"unknown mount option {', '.join(printable(name) for name in parsed.unknown)} (see unionfs mount --help)")
@@ -66,12 +70,15 @@ def _read(texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | Non
         ("--lower", lower, "lowerdir=", found.lowers),
         ("--upper", upper, "upperdir=", found.upper),
         ("--work", work, "workdir=", found.work),
+        ("--engine", engine, "engine=", found.engine),
     ):
         if typed and written:
             raise UsageError(f"{flag} and -o {name} are both given")
-    found = replace(found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work)
+    found = replace(
+        found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
+    )
     options.check_layers(found)
-    engines.check_served(found)
+    engines.check_engine(found, found.engine or options.ENGINES[0])
     for line in parsed.warnings:
         warn(line)
     return found

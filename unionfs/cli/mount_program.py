@@ -124,13 +124,16 @@ def _mount(call: Call) -> int:
     if len(call.operands) not in (1, 2):
         raise UsageError("expected a directory to mount on" if not call.operands else "expected at most SOURCE and TARGET")
     by_mount = len(call.operands) == 2
-    parsed = options.parse(call.texts, MountOptions(whfiles=True))  # container engines unpack layers so for a mount program
+    parsed = options.parse(call.texts)
     if parsed.options.remount:
         return _remount(call.operands[-1], call.texts)
     if by_mount:
         parsed = replace(parsed, options=_with_source(parsed.options, call.operands[0]))
     options.check_layers(parsed.options)
-    engines.check_served(parsed.options)
+    engine = parsed.options.engine or options.ENGINES[0]
+    if parsed.options.whfiles is None:  # container engines unpack layers so for a mount program; who says kernel knows that it reads none
+        parsed = replace(parsed, options=replace(parsed.options, whfiles=engine != "kernel"))
+    engines.check_engine(parsed.options, engine)
     _warn(parsed)
     if by_mount and "f" in call.flags:
         return 0
@@ -144,6 +147,7 @@ def _mount(call: Call) -> int:
             log=call.log,
             foreground=not by_mount and (debug or "f" in call.flags),
             debug=debug,
+            engine=engine,
         )
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from unionfs.cli.entry import say, usage_line
+from unionfs.cli.entry import complain, say, usage_line
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.errors import UsageError
+from unionfs.options import ENGINES
 from unionfs.runtime.plan import NETWORKS, SCRATCH, RunOptions, make_plan
 
 _FAILED = 125
@@ -54,6 +55,13 @@ class _RunCommand(click.Command):
     show_default=True,
     help="Where a throw-away upper is while the command runs; best on a disk.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=ENGINES[0],
+    show_default=True,
+    help="Who mounts: our server, the kernel's overlayfs, or that where it can.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done, a step a line, and do nothing.")
 @debug_option
 @click.argument("command", nargs=-1, required=True, type=os.fsencode, metavar="CMD [ARG]...")
@@ -63,6 +71,7 @@ def run(
     work: bytes | None,
     network: str,
     scratch: bytes,
+    engine: str,
     dry_run: bool,
     command: tuple[bytes, ...],
 ) -> int:
@@ -81,6 +90,7 @@ def run(
         scratch=_absolute(scratch),
         term=os.environb.get(b"TERM", b"dumb"),
         terminal=os.isatty(0) and os.isatty(1),
+        engine=engine,
     )
     try:
         plan = make_plan(options)
@@ -91,7 +101,7 @@ def run(
         return 0
     from unionfs.runtime.run import execute
 
-    return execute(plan, _start_log)
+    return execute(plan, _start_log, complain)
 
 
 def _absolute(path: bytes) -> bytes:

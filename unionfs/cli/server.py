@@ -20,10 +20,10 @@ from types import ModuleType
 
 from unionfs import state
 from unionfs.cli import logs
-from unionfs.cli.attach import Reporter, Request, may_allow_other
+from unionfs.cli.attach import Reporter, Request, claims, may_allow_other, wait_for_upper
 from unionfs.cli.detach import detach
 from unionfs.engines import features
-from unionfs.errors import InUseError, MountError, printable
+from unionfs.errors import MountError, printable
 from unionfs.fuse import session
 from unionfs.linux import mounts
 from unionfs.linux.process import overflow_ids
@@ -36,10 +36,6 @@ _WHITEOUT_FILES = (
 )
 
 _log = logging.getLogger("unionfs")
-
-#: How long a server that has lost its mount may take to give up its upper.
-_LOCK_SECONDS = 5.0
-_LOCK_POLL = 0.01
 
 
 def run(request: Request, reporter: Reporter) -> None:
@@ -81,26 +77,11 @@ def run(request: Request, reporter: Reporter) -> None:
 
 
 def open_layers(options: MountOptions) -> Stack:
-    """The opened layers. An upper whose holder has lost its mount is about to be free: it is waited for."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            wanted = features(options, overflow_ids())
-            return open_stack(options.lowers, options.upper, options.work, wanted, data=options.data_lowers)
-        except InUseError:
-            if time.monotonic() > deadline or state.is_mounted(_claims(options)):
-                raise
-        time.sleep(_LOCK_POLL)
-
-
-def _claims(options: MountOptions) -> tuple[tuple[int, int], ...]:
-    """(st_dev, st_ino) of upper and work."""
-    found = []
-    for path in (options.upper, options.work):
-        if path is not None:
-            st = os.stat(path)
-            found.append((st.st_dev, st.st_ino))
-    return tuple(found)
+    """The opened layers; an upper that is about to be free is waited for."""
+    wanted = features(options, overflow_ids())
+    return wait_for_upper(
+        options, lambda: open_stack(options.lowers, options.upper, options.work, wanted, data=options.data_lowers)
+    )
 
 
 def _describe(request: Request, stack: Stack) -> state.Record:
@@ -118,7 +99,7 @@ def _describe(request: Request, stack: Stack) -> state.Record:
         work=None if options.work is None else os.path.realpath(options.work),
         options=",".join(words),
         started=time.time(),
-        claims=_claims(options),
+        claims=claims(options),
     )
 
 

@@ -25,6 +25,7 @@ FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
 
 MOUNT_ATTRS = {
@@ -87,23 +88,42 @@ def mount_setattr(fd: int, attrs: Iterable[str], *, recursive: bool = False, cle
 
 
 def fs_mount(fstype: str, strings: dict[str, bytes], flags: Iterable[str], attrs: Iterable[str]) -> int:
+    """Make a filesystem and return its detached mount: *strings* are its key=value parameters, *flags* its bare ones; else as fs_create."""
+    return fs_create(fstype, (*strings.items(), *((flag, None) for flag in flags)), attrs)
+
+
+def fs_create(fstype: str, parameters: Iterable[tuple[str, bytes | int | None]], attrs: Iterable[str]) -> int:
     """Make a filesystem and return its detached mount.
 
-    *strings* are its key=value parameters, *flags* its bare ones, *attrs* names of MOUNT_ATTRS. Raises OSError; for a parameter the
-    kernel refused the message names it.
+    *parameters*: each a text of at most 255 bytes, a descriptor, or None for a bare word; *attrs*: names of MOUNT_ATTRS. Raises OSError,
+    whose file name is the parameter the kernel refused, or *fstype* for all of them together, and whose text is the kernel's own where
+    it gave one.
     """
     context = _l.syscall(_l.SYS_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC, what=fstype)
     try:
-        for key, value in strings.items():
-            _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), value, 0, what=key)
-        for flag in flags:
-            _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_SET_FLAG, flag.encode(), None, 0, what=flag)
+        for key, value in parameters:
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_FD if isinstance(value, int) else FSCONFIG_SET_STRING
+            text, number = (None, value) if isinstance(value, int) else (value, 0)
+            _l.syscall(_l.SYS_FSCONFIG, context, command, key.encode(), text, number, what=key)
         _l.syscall(_l.SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, what=fstype)
         return _l.syscall(
             _l.SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, sum(MOUNT_ATTRS[a] for a in attrs), what=fstype
         )
+    except OSError as exc:
+        raise OSError(exc.errno, _told(context) or exc.strerror, exc.filename) from exc
     finally:
         os.close(context)
+
+
+def _told(context: int) -> str:
+    """What the kernel wrote to the log of a filesystem context: lines of a level, a space and a text."""
+    lines = []
+    try:
+        while line := os.read(context, 1 << 12):
+            lines.append(line.decode("utf-8", "backslashreplace").strip()[2:])
+    except OSError:  # ENODATA: that was all
+        pass
+    return "; ".join(lines)
 
 
 def mount(source: bytes, target: bytes, fstype: bytes | None, flags: int = 0, data: bytes | None = None) -> None:
@@ -118,7 +138,7 @@ def umount2(target: bytes, flags: int = 0) -> None:
 
 @dataclass(frozen=True)
 class MountInfo:
-    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)); paths are unescaped bytes."""
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)); paths are unescaped bytes, the values of super_options still escaped."""
 
     mount_id: int
     parent_id: int
@@ -131,7 +151,7 @@ class MountInfo:
     super_options: tuple[str, ...]
 
 
-def _unescape(field: bytes) -> bytes:
+def unescape(field: bytes) -> bytes:
     """Undo the kernel's octal escapes of space, tab, newline, backslash and '#'."""
     if b"\\" not in field:
         return field
@@ -146,11 +166,11 @@ def _parse_mountinfo_line(line: bytes) -> MountInfo:
         mount_id=int(fields[0]),
         parent_id=int(fields[1]),
         device=fields[2].decode(),
-        root=_unescape(fields[3]),
-        target=_unescape(fields[4]),
+        root=unescape(fields[3]),
+        target=unescape(fields[4]),
         options=tuple(fields[5].decode("utf-8", "replace").split(",")),
         fstype=fields[dash + 1].decode("utf-8", "replace"),
-        source=_unescape(fields[dash + 2]),
+        source=unescape(fields[dash + 2]),
         super_options=tuple(fields[dash + 3].decode("utf-8", "surrogateescape").split(",")),
     )
 

@@ -158,7 +158,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
     try:
         upper_fd, work_fd, private = _open_pair(upper, work, held)
         for fd, what, path in ((upper_fd, "upper", upper), (work_fd, "work", work)):
-            held.append(_lock(fd, what, path))
+            held.append(lock(fd, what, path))
         locks = tuple(held[-2:])
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
@@ -226,7 +226,8 @@ def _open_pair(upper: bytes, work: bytes, held: list[int]) -> tuple[int, int, bo
     return pair[0], pair[1], True
 
 
-def _lock(dir_fd: int, what: str, path: bytes) -> int:
+def lock(dir_fd: int, what: str, path: bytes) -> int:
+    """A descriptor that says the upper or work directory is taken, until it is closed. Raises InUseError."""
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,8 @@
 
 The runner has one pair with the server and one with the container. End-of-file says that the other side is gone.
 
-    server -> runner     mounted (+ the detached mount), unmounted, failed
+    runner -> server     container (+ a pidfd of its pid 1; none: there will be no container)
+    server -> runner     note (a line for the user), mounted (+ the detached mount), unmounted, failed
     runner -> container  union (+ the detached mount), signal (number; text "group" or "")
     container -> runner  running: signals are for the command from now on (+ the terminal's master side, if any), failed
 """
@@ -51,8 +52,8 @@ class Channel:
         """Wait for one message; None when the other side is gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self._end, _LIMIT, 1)
-        except ConnectionResetError:
-            return None
+        except ConnectionResetError:  # it went without having read all of ours; what it said before that is still to come
+            data, fds, _, _ = socket.recv_fds(self._end, _LIMIT, 1)
         if not data:
             return None
         for fd in fds:  # recv_fds gives them without close-on-exec

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from unionfs.errors import UsageError, printable
+from unionfs.options import ENGINES
 
 PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTNAME = b"unionfs"
@@ -36,6 +37,7 @@ class RunOptions:
     scratch: bytes = SCRATCH
     term: bytes = b"dumb"
     terminal: bool = False
+    engine: str = "pyfuse3"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class MakeWork:
 class Serve:
     """Make the union's mount, attached nowhere, hand it to the container and serve it until it is gone.
 
-    With *remove_work* the work directory goes then too.
+    *engine*: one of options.ENGINES; the kernel's mount needs no serving. With *remove_work* the work directory goes then too.
     """
 
     lowers: tuple[bytes, ...]
@@ -80,6 +82,7 @@ class Serve:
     work: bytes
     volatile: bool = False
     remove_work: bool = False
+    engine: str = "pyfuse3"
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ def _check(options: RunOptions) -> None:
         raise UsageError("no command to run")
     if options.work is not None and options.upper is None:
         raise UsageError("--work needs --upper")
+    if options.engine not in ENGINES:
+        raise UsageError(f"unknown engine {options.engine!r}: one of {', '.join(ENGINES)}")
     if options.network not in NETWORKS:
         raise UsageError(f"unknown network {options.network!r}: one of {', '.join(NETWORKS)}")
 
@@ -205,14 +210,14 @@ def _server_steps(options: RunOptions) -> tuple[ServerStep, ...]:
             RemoveStale(options.scratch),
             MakeScratch(scratch, (b"skeleton", *skeleton, b"upper", b"work")),
             CopyOwnerAndMode(options.lowers[0], upper),
-            Serve(lowers, upper, scratch + b"/work", volatile=True),
+            Serve(lowers, upper, scratch + b"/work", volatile=True, engine=options.engine),
         )
     work = options.work or options.upper.rstrip(b"/") + b".work"
     return (
         RemoveStale(options.scratch),
         MakeScratch(scratch, (b"skeleton", *skeleton)),
         *(() if options.work else (MakeWork(work),)),
-        Serve(lowers, options.upper, work, remove_work=not options.work),
+        Serve(lowers, options.upper, work, remove_work=not options.work, engine=options.engine),
     )
 
 

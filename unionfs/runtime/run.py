@@ -79,8 +79,11 @@ class _Child:
         return self.status is not None
 
 
-def execute(plan: Plan, start_log: Callable[[], None]) -> int:
-    """Do what *plan* says; return the command's exit code. Raises RunError. *start_log* is called in the server."""
+def execute(plan: Plan, start_log: Callable[[], None], tell: Callable[[str], None]) -> int:
+    """Do what *plan* says; return the command's exit code. Raises RunError.
+
+    *start_log* is called in the server, *tell* with a line the user should see.
+    """
     if os.geteuid() != 0:
         raise RunError("this needs root")
     signals = process.signal_fd([number for number in signal.valid_signals() - _OWN if _is_wanted(number)])
@@ -90,7 +93,8 @@ def execute(plan: Plan, start_log: Callable[[], None]) -> int:
         for step in plan.runner:
             namespaces.unshare(step.kinds)
         contained = _fork(lambda channel: container.main(plan.container, channel))
-        return _Supervisor(served, contained, signals).loop()
+        served.channel.send("container", fds=(contained.pidfd,))
+        return _Supervisor(served, contained, signals, tell).loop()
     except OSError as exc:
         raise RunError(str(exc)) from exc
     finally:
@@ -124,7 +128,9 @@ def _fork(main: Callable[[Channel], int]) -> _Child:
 
 def _end(contained: _Child | None, served: _Child, plan: Plan) -> None:
     """Wait until both children are gone and have cleaned up; make up for a server that could not."""
-    if contained is not None:
+    if contained is None:
+        served.channel.send("container")
+    else:
         contained.kill()
         contained.channel.close()
     _await_unmounted(served)
@@ -165,6 +171,7 @@ class _Supervisor:
     served: _Child
     contained: _Child
     signals: int
+    tell: Callable[[str], None]
     terminal: Terminal | None = None
     running: bool = False
     failure: RunError | None = None
@@ -221,6 +228,8 @@ class _Supervisor:
         if message.kind == "mounted":
             self.contained.channel.send("union", fds=message.fds)
             messages.close_all(message.fds)
+        elif message.kind == "note":
+            self.tell(message.text)
         elif message.kind == "failed":
             self.failure = RunError(message.text)
 

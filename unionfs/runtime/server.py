@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from unionfs.errors import MountError
 from unionfs.linux import process
+from unionfs.options import MountOptions
 from unionfs.runtime import scratch
-from unionfs.runtime.messages import Channel
+from unionfs.runtime.messages import Channel, close_all
 from unionfs.runtime.plan import CopyOwnerAndMode, MakeScratch, MakeWork, RemoveStale, Serve, ServerStep
 
 if TYPE_CHECKING:
@@ -72,17 +75,49 @@ def _remove_if_empty(directory: bytes) -> None:
 
 
 def _serve(step: Serve, channel: Channel) -> None:
-    from unionfs.overlay.features import Features, Sync
+    from unionfs import engines, state
     from unionfs.overlay.stack import open_stack
 
-    features = Features(sync=Sync.NEVER if step.volatile else Sync.AUTO)
-
-    stack = open_stack(step.lowers, step.upper, step.work, features)
+    options = MountOptions(lowers=step.lowers, upper=step.upper, work=step.work, fsync="volatile" if step.volatile else "auto")
+    state.refuse_if_kernel_has(step.upper, step.work)
     try:
-        _serve_stack(stack, channel)
+        if step.engine == "pyfuse3" or not _mount_by_kernel(options, step.engine, channel):
+            stack = open_stack(step.lowers, step.upper, step.work, engines.features(options))
+            _serve_stack(stack, channel)
     finally:
         if step.remove_work:
             scratch.remove_unused(step.work)
+
+
+def _mount_by_kernel(options: MountOptions, engine: str, channel: Channel) -> bool:
+    """Hand the container a mount of the kernel's and wait for the container's end; False when *engine* leaves a choice and it cannot be."""
+    from unionfs import kernel
+
+    with contextlib.ExitStack() as held:
+        kernel.hold_upper(options, held)
+        try:
+            mount_fd = kernel.create_mount(options)
+        except MountError as exc:
+            if engine == "kernel":
+                raise
+            channel.send("note", text=f"engine pyfuse3: {exc}")
+            return False
+        if engine == "auto":
+            channel.send("note", text="engine kernel")
+        wanted = channel.send("mounted", fds=(mount_fd,))
+        os.close(mount_fd)
+        if wanted:
+            _await_container(channel)
+            channel.send("unmounted")
+    return True
+
+
+def _await_container(channel: Channel) -> None:
+    """Return when pid 1 of the container, and so all in it, is gone: nobody else tells that a mount of the kernel's has ended."""
+    message = channel.receive()
+    if message is not None and message.fds:
+        select.select(message.fds, [], [])
+        close_all(message.fds)
 
 
 def _serve_stack(stack: Stack, channel: Channel) -> None:

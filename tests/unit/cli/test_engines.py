@@ -97,6 +97,81 @@ def test_options_that_exclude_each_other_are_both_named(one: str, other: str) ->
             check(text.encode())
 
 
+def lacking(text: bytes) -> list[str]:
+    """What the kernel cannot do of *text*."""
+    return engines.not_in_kernel(options.parse([text]).options)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"", []),
+        (b"lowerdir=a::b,upperdir=u,workdir=w,ro,volatile,userxattr,private,noatime,fsname=x,debug,engine=kernel", []),
+        (b"redirect_dir=off,index=on,metacopy=off,nfs_export=on,verity=require,xino=auto,uuid=null,context=c", []),
+        (b"allow_other,writeback=0,noxattrs=0,acl,fsync=1,fsync=strict,nowhfiles,xattr_permissions=0", []),
+        (b"fsync=0", ["fsync=0"]),
+        (b"noacl", ["noacl"]),
+        (b"allow_root", ["allow_root"]),
+        (b"noxattrs=1", ["noxattrs=1"]),
+        (b"timeout=0", ["timeout"]),
+        (b"static_nlink,writeback=1,subtype=s,rename_copy_limit=0", ["rename_copy_limit", "static_nlink", "subtype", "writeback"]),
+        (b"uidmapping=0:1:1,gidmapping=0:1:1,squash_to_uid=0", ["gidmapping", "squash_to_uid", "uidmapping"]),
+        (b"squash_to_root,squash_to_gid=0", ["squash_to_gid", "squash_to_root"]),
+        (b"xattr_permissions=2,whfiles", ["whfiles", "xattr_permissions"]),
+    ],
+)
+def test_what_the_kernel_lacks_is_known_by_the_names_users_write(text: bytes, names: list[str]) -> None:
+    assert sorted(lacking(text)) == names
+
+
+def parameters(text: bytes) -> dict[str, bytes | None]:
+    return dict(engines.kernel_parameters(options.parse([text]).options))
+
+
+def test_the_kernel_is_told_every_default_it_may_have_otherwise() -> None:
+    assert parameters(b"") == {
+        "source": b"unionfs", "redirect_dir": b"on", "index": b"off", "metacopy": b"off", "nfs_export": b"off", "xino": b"on"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"redirect_dir=off", {"redirect_dir": b"follow"}),
+        (b"userxattr,redirect_dir=off", {"redirect_dir": b"nofollow", "userxattr": None}),
+        (b"nfs_export=on", {"nfs_export": b"on", "index": b"on"}),
+        (b"metacopy=on,index=on,xino=off", {"metacopy": b"on", "index": b"on", "xino": b"off"}),
+        (b"verity=on,uuid=null", {"verity": b"on", "uuid": b"null"}),
+        (b"volatile", {"volatile": None}),
+        (b"fsync=strict", {"fsync": b"strict"}),
+        (b"ro,fsname=a", {"ro": None, "source": b"a"}),
+    ],
+)
+def test_the_kernel_is_told_what_was_asked_for(text: bytes, expected: dict[str, bytes | None]) -> None:
+    assert parameters(text) == {**parameters(b""), **expected}
+
+
+@pytest.mark.parametrize(
+    ("engine", "text", "message"),
+    [
+        ("kernel", b"timeout=1,noacl", "^the kernel's overlayfs has no noacl, timeout; the engine pyfuse3 has"),
+        ("kernel", b"metacopy=on,userxattr", "exclude each other"),
+        ("auto", b"metacopy=on,userxattr", "exclude each other"),
+        ("auto", b"verity=on,timeout=1", "verity=on is not supported by the engine pyfuse3"),
+        ("pyfuse3", b"verity=on", "verity=on is not supported by the engine pyfuse3"),
+    ],
+)
+def test_an_engine_refuses_what_it_cannot_do(engine: str, text: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        engines.check_engine(options.parse([text]).options, engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"), [("kernel", b"verity=on"), ("auto", b"verity=on"), ("auto", b"timeout=1"), ("pyfuse3", b"timeout=1")]
+)
+def test_an_engine_takes_what_it_can_do(engine: str, text: bytes) -> None:
+    engines.check_engine(options.parse([text]).options, engine)
+
+
 @pytest.mark.parametrize("text", ["nfs_export=on", "verity=on", "verity=require"])
 def test_what_our_server_cannot_do_is_refused_by_name(text: str) -> None:
     with pytest.raises(UsageError, match=f"option {text} is not supported by the engine pyfuse3"):

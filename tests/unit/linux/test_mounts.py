@@ -132,3 +132,46 @@ def test_a_system_call_nobody_knows_here_is_enosys(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="abacus") as caught:
         libc.syscall_number("pivot_root")
     assert caught.value.errno == errno.ENOSYS
+
+
+def test_a_filesystem_is_made_from_texts_words_and_descriptors(root: None, scratch: Path) -> None:
+    for name in ("lower", "upper", "work", "mnt"):
+        (scratch / name).mkdir()
+    fds = {name: os.open(scratch / name, os.O_PATH) for name in ("lower", "upper", "work")}
+    (scratch / "lower" / "file").touch()
+    layers = [("lowerdir+", fds["lower"]), ("upperdir", fds["upper"]), ("workdir", fds["work"])]
+    fd = mounts.fs_create("overlay", [("source", b"x"), ("userxattr", None), *layers], ["noexec"])
+    for opened in fds.values():
+        os.close(opened)
+    mounts.move_mount(fd, os.fsencode(scratch / "mnt"))
+    os.close(fd)
+    try:
+        info = mounts.mount_at(os.fsencode(scratch / "mnt"))
+        assert info is not None and (info.fstype, info.source) == ("overlay", b"x")
+        assert "noexec" in info.options and "userxattr" in info.super_options
+        assert os.listdir(scratch / "mnt") == ["file"]
+    finally:
+        system.unmount(scratch / "mnt")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "errors", "text"),
+    [
+        (("nonsense", b"1"), {errno.EINVAL}, "overlay: Unknown parameter 'nonsense'"),
+        (("redirect_dir", b"maybe"), {errno.EINVAL}, "overlay: Bad value for 'redirect_dir'"),
+        (("upperdir", b"/no/such"), {errno.ENOENT}, "No such file or directory"),
+    ],
+)
+def test_a_refused_parameter_is_told_by_name_and_in_the_kernel_s_words(
+    root: None, parameter: tuple[str, bytes], errors: set[int], text: str
+) -> None:
+    with pytest.raises(OSError) as caught:
+        mounts.fs_create("overlay", [parameter], [])
+    assert caught.value.errno in errors
+    assert (caught.value.filename, caught.value.strerror) == (parameter[0], text)
+
+
+def test_a_filesystem_nobody_knows_is_an_error_that_names_it(root: None) -> None:
+    with pytest.raises(OSError) as caught:
+        mounts.fs_create("nonsense", [], [])
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nonsense")
