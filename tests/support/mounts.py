@@ -208,15 +208,15 @@ class Mounts:
             raise MountFailed(error.errno or 0, str(error)) from error
         return self._keep(Mount(target, layers, "kernel"))
 
-    def fuse_overlayfs(self, layers: Layers, *, target: Path | None = None) -> Mount:
-        """Mount Debian's fuse-overlayfs: known to be wrong in places, it shows what the comparison can find."""
+    def fuse_overlayfs(self, layers: Layers, *more: str, target: Path | None = None) -> Mount:
+        """Mount Debian's fuse-overlayfs, with *more* options: known to be wrong in places, it shows what the comparison can find."""
         target = target or self._target()
         program = shutil.which("fuse-overlayfs")
         assert program is not None, "fuse-overlayfs is not installed"
         options = f"lowerdir={_joined(layers.lowers)}"
         if layers.upper is not None:
             options += f",upperdir={layers.upper},workdir={layers.work}"
-        _run_to_its_end([program, "-o", options, str(target)])
+        _run_to_its_end([program, "-o", ",".join([options, *more]), str(target)])
         return self._keep(Mount(target, layers, "fuse-overlayfs", None, _servers_of(target)))
 
     def by_kind(self, kind: str) -> Callable[..., Mount]:
