@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import click
 
 from unionfs import engines, options
 from unionfs.cli import attach
-from unionfs.cli.entry import show_tracebacks, warn
+from unionfs.cli.entry import show_tracebacks
 from unionfs.cli.group import CONTEXT, as_bytes
-from unionfs.errors import UsageError, printable
+from unionfs.cli.layers import read_layers
 from unionfs.options import MountOptions
 
 
@@ -60,25 +58,7 @@ def mount(
 def _read(
     texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None, engine: str | None
 ) -> MountOptions:
-    parsed = options.parse(texts)
-    if parsed.unknown:
-        raise UsageError(f"unknown mount option {', '.join(printable(name) for name in parsed.unknown)} (see unionfs mount --help)")
-    found = parsed.options
-    if found.remount:
-        raise UsageError("option remount is for mount(8): mount -o remount,ro MNT")
-    for flag, typed, name, written in (
-        ("--lower", lower, "lowerdir=", found.lowers),
-        ("--upper", upper, "upperdir=", found.upper),
-        ("--work", work, "workdir=", found.work),
-        ("--engine", engine, "engine=", found.engine),
-    ):
-        if typed and written:
-            raise UsageError(f"{flag} and -o {name} are both given")
-    found = replace(
-        found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
-    )
+    found = read_layers(texts, lower, upper, work, engine)
     options.check_layers(found)
     engines.check_engine(found, found.engine or options.ENGINES[0])
-    for line in parsed.warnings:
-        warn(line)
     return found

@@ -181,6 +181,15 @@ def mountinfo(pid: int | str = "self") -> list[MountInfo]:
         return [_parse_mountinfo_line(line) for line in stream.read().splitlines()]
 
 
+def super_option(info: MountInfo, key: str) -> bytes | None:
+    """The value of a ``key=value`` option of the filesystem, None without it."""
+    for option in info.super_options:
+        name, _, value = option.partition("=")
+        if name == key:
+            return unescape(os.fsencode(value))
+    return None
+
+
 def mount_at(target: bytes) -> MountInfo | None:
     """The mount on top of *target* (an absolute path without symlinks), found without touching it; None where nothing is mounted."""
     found = [m for m in mountinfo() if m.target == target]

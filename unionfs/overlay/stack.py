@@ -226,6 +226,24 @@ def _open_pair(upper: bytes, work: bytes, held: list[int]) -> tuple[int, int, bo
     return pair[0], pair[1], True
 
 
+def hold(path: bytes, what: str) -> tuple[Layer, int]:
+    """The directory *path* (its part is *what*), to be changed outside a mount, and the descriptor whose flock keeps mounts away meanwhile.
+
+    Raises LayerError, InUseError. Both are the caller's to close.
+    """
+    fd = _open_path(path, what)
+    try:
+        held = lock(fd, what, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    clone = _clone(fd, ())
+    if clone is None:
+        return Layer(fd, private=False, where=path), held
+    os.close(fd)
+    return Layer(clone, private=True, where=path), held
+
+
 def lock(dir_fd: int, what: str, path: bytes) -> int:
     """A descriptor that says the upper or work directory is taken, until it is closed. Raises InUseError."""
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)

@@ -1,0 +1,313 @@
+"""What is wrong with an upper, and what a repair does about it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support.chaos import Disk, fill, stir
+from tests.support.mounts import Layers, Mounts
+from tests.support.tree import Snapshot, difference, fingerprint
+from tests.unit.overlay.world import PREFIX, USERXATTR, World, mark, no_descriptor_left, put, whiteout
+from unionfs.errors import InUseError
+from unionfs.overlay.check import Finding, Kind, check
+from unionfs.overlay.features import Features
+
+pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
+
+
+def told(world: World, *, repair: bool = False, **features: Any) -> list[Finding]:
+    """What is found. Without a repair nothing on disk has changed; nothing stays open, and the lowers are never written."""
+    lowers = [os.fsencode(path) for path in world.lowers]
+    before = [fingerprint(path) for path in (*world.lowers, world.upper, world.work)]
+    with no_descriptor_left():
+        found = check(os.fsencode(world.upper), lowers, os.fsencode(world.work), replace(Features(), **features), repair=repair)
+    after = [fingerprint(path) for path in (*world.lowers, world.upper, world.work)]
+    assert after[: len(lowers)] == before[: len(lowers)]
+    assert repair or after == before
+    return found
+
+
+def wrong(findings: list[Finding]) -> list[tuple[Kind, str]]:
+    return [(found.kind, os.path.basename(os.fsdecode(found.path))) for found in findings if not found.harmless]
+
+
+def shown(world: World) -> Snapshot:
+    view = world.open(metacopy=True)
+    try:
+        return view.snapshot()
+    finally:
+        world.close(view)
+
+
+@pytest.fixture
+def filled(world: World) -> World:
+    put(world.lowers[0] / "dir" / "one", b"1")
+    put(world.lowers[1] / "dir" / "two", b"2" * 5000)
+    put(world.lowers[1] / "other" / "three", b"3")
+    return world
+
+
+# ---- each thing that can be wrong ----
+
+
+def redirect_to_nothing(world: World) -> None:
+    put(world.upper / "moved" / "new")
+    mark(world.upper / "moved", "redirect", b"/gone")
+    mark(world.upper, "impure")
+
+
+def redirect_to_nothing_over_a_lower(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    mark(world.upper / "dir", "redirect", b"gone")
+    mark(world.upper, "impure")
+
+
+def redirect_that_is_none(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    whiteout(world.upper / "dir" / "one")
+    mark(world.upper / "dir", "redirect", b"/a//b")
+    mark(world.upper, "impure")
+
+
+def whiteout_in_new_directory(world: World) -> None:
+    whiteout(world.upper / "new" / "inside" / "nothing")
+
+
+def whiteout_in_opaque_directory(world: World) -> None:
+    whiteout(world.upper / "dir" / "one")
+    mark(world.upper / "dir", "opaque")
+
+
+def opaque_of_no_meaning(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    mark(world.upper / "dir", "opaque", b"yes")
+
+
+def opaque_file(world: World) -> None:
+    mark(put(world.upper / "file"), "opaque")
+
+
+def whiteout_mark_on_a_directory(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    mark(world.upper / "dir", "whiteout")
+
+
+def metacopy_directory(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    mark(world.upper / "dir", "metacopy", b"")
+
+
+def pure_with_copies(world: World) -> None:
+    view = world.open()
+    view.chmod(b"dir/one", 0o600)
+    world.close(view)
+    os.removexattr(world.upper / "dir", PREFIX + "impure")
+
+
+def leftover(world: World) -> None:
+    put(world.work / "work" / "#1" / "half", b"x")
+
+
+Damage = Callable[[World], None]
+REPAIRABLE: dict[Damage, list[tuple[Kind, str]]] = {
+    redirect_to_nothing: [(Kind.REDIRECT, "moved")],
+    redirect_to_nothing_over_a_lower: [(Kind.REDIRECT, "dir")],
+    whiteout_in_new_directory: [(Kind.WHITEOUT, "nothing")],
+    whiteout_in_opaque_directory: [(Kind.WHITEOUT, "one")],
+    opaque_of_no_meaning: [(Kind.OPAQUE, "dir")],
+    opaque_file: [(Kind.MISPLACED, "file")],
+    whiteout_mark_on_a_directory: [(Kind.MISPLACED, "dir")],
+    metacopy_directory: [(Kind.MISPLACED, "dir")],
+    pure_with_copies: [(Kind.IMPURE, "dir")],
+    leftover: [(Kind.WORK, "#1")],
+}
+
+
+@pytest.mark.parametrize("damage", REPAIRABLE, ids=lambda damage: damage.__name__)
+def test_what_means_nothing_is_repaired_and_nothing_else_changes(filled: World, damage: Damage) -> None:
+    damage(filled)
+    findings = told(filled)
+    assert wrong(findings) == REPAIRABLE[damage] and all(found.repairable for found in findings)
+    before = None if damage is leftover else shown(filled)  # opening a union removes leftovers
+    assert told(filled, repair=True) == findings
+    assert told(filled) == []
+    assert told(filled, repair=True) == []
+    if before is not None:
+        assert difference(before, shown(filled), ("before", "after")) == ""
+
+
+def test_a_directory_with_an_invalid_redirect_can_be_entered_again(filled: World) -> None:
+    redirect_that_is_none(filled)
+    assert filled.open().names() == [b"dir", b"other"]
+    filled.close_all()
+    with pytest.raises(OSError, match="Invalid"):
+        shown(filled)
+    filled.close_all()
+    assert wrong(told(filled, repair=True)) == [(Kind.REDIRECT, "dir"), (Kind.WHITEOUT, "one")]
+    assert told(filled) == []
+    assert shown(filled)[b"dir"].listing == (b"new",)
+
+
+def metacopy_of_nothing(world: World) -> None:
+    mark(put(world.upper / "file", bytes(10)), "metacopy", b"")
+
+
+def metacopy_with_bad_mark(world: World) -> None:
+    mark(put(world.upper / "dir" / "one", bytes(1)), "metacopy", b"\0\0")
+
+
+def metacopy_redirected_to_nothing(world: World) -> None:
+    file = put(world.upper / "file", bytes(10))
+    mark(file, "metacopy", b"")
+    mark(file, "redirect", b"/gone")
+    mark(world.upper, "impure")
+
+
+def two_of_one(world: World) -> None:
+    for name in ("first", "second"):
+        (world.upper / name).mkdir()
+        mark(world.upper / name, "redirect", b"/dir")
+    mark(world.upper, "impure")
+
+
+def bad_redirect_below(world: World) -> None:
+    mark(world.lowers[0] / "dir", "redirect", b"a/b")
+    put(world.upper / "dir" / "new")
+
+
+def volatile(world: World) -> None:
+    put(world.work / "work" / "incompat" / "volatile" / "dirty")
+
+
+def other_namespace(world: World) -> None:
+    put(world.upper / "dir" / "new")
+    os.setxattr(world.upper / "dir", "user.fuseoverlayfs.opaque", b"y")
+
+
+def whiteout_file_of_another(world: World) -> None:
+    put(world.upper / "dir" / ".wh.one")
+
+
+def opaque_file_of_another(world: World) -> None:
+    put(world.upper / "dir" / ".wh..wh..opq")
+
+
+def whiteout_by_attribute(world: World) -> None:
+    mark(put(world.upper / "dir" / "one"), "whiteout")
+    mark(world.upper / "dir", "opaque", b"x")
+
+
+LEFT: dict[Damage, list[tuple[Kind, str]]] = {
+    metacopy_of_nothing: [(Kind.METACOPY, "file")],
+    metacopy_with_bad_mark: [(Kind.METACOPY, "one")],
+    metacopy_redirected_to_nothing: [(Kind.METACOPY, "file")],
+    two_of_one: [(Kind.REDIRECT, "second")],
+    bad_redirect_below: [(Kind.REDIRECT, "dir")],
+    volatile: [(Kind.WORK, "volatile")],
+    other_namespace: [(Kind.ENCODING, "dir")],
+    whiteout_file_of_another: [(Kind.ENCODING, ".wh.one")],
+    opaque_file_of_another: [(Kind.ENCODING, ".wh..wh..opq")],
+    whiteout_by_attribute: [(Kind.WHITEOUT, "one")],
+}
+
+
+@pytest.mark.parametrize("damage", LEFT, ids=lambda damage: damage.__name__)
+def test_what_might_lose_something_is_told_and_left(filled: World, damage: Damage) -> None:
+    damage(filled)
+    findings = told(filled)
+    assert wrong(findings) == LEFT[damage] and not any(found.repairable for found in findings)
+    before = fingerprint(filled.upper), fingerprint(filled.work)
+    assert told(filled, repair=True) == findings
+    assert (fingerprint(filled.upper), fingerprint(filled.work)) == before
+
+
+def test_the_marks_of_all_programs_are_as_good_as_our_own_with_whfiles(filled: World) -> None:
+    for damage in (other_namespace, whiteout_file_of_another, opaque_file_of_another):
+        damage(filled)
+    assert told(filled, whfiles=True) == []
+
+
+def test_names_and_attributes_that_hide_nothing_may_be_anybodys(filled: World) -> None:
+    put(filled.upper / ".wh.unknown")
+    put(filled.upper / "dir" / "new")
+    os.setxattr(filled.upper / "dir", "user.overlay.opaque", b"y")
+    found = told(filled)
+    assert len(found) == 2 and wrong(found) == []
+
+
+def test_an_origin_that_is_gone_is_only_told(filled: World) -> None:
+    view = filled.open()
+    view.write(b"dir/one", b"x")
+    filled.close(view)
+    copy = filled.root / "copy"
+    shutil.copytree(filled.lowers[0], copy)
+    shutil.rmtree(filled.lowers[0])
+    copy.rename(filled.lowers[0])
+    found = told(filled)
+    assert {finding.kind for finding in found} == {Kind.ORIGIN} and wrong(found) == []
+
+
+def test_with_userxattr_a_redirect_is_what_the_mount_refuses(filled: World) -> None:
+    put(filled.upper / "dir" / "new")
+    os.setxattr(filled.upper / "dir", "user.overlay.redirect", b"other")
+    file = put(filled.upper / "file", b"0")
+    os.setxattr(file, "user.overlay.metacopy", b"")
+    assert wrong(told(filled, userxattr=True)) == [(Kind.REDIRECT, "dir"), (Kind.METACOPY, "file")]
+
+
+# ---- who may be there ----
+
+
+def test_a_live_upper_is_read_but_not_repaired(filled: World) -> None:
+    view = filled.open()
+    view.mkdir(b"new")
+    whiteout(filled.upper / "new" / "nothing")
+    put(filled.work / "work" / "#orphan")
+    assert wrong(told(filled)) == [(Kind.WHITEOUT, "nothing")]
+    with pytest.raises(InUseError):
+        told(filled, repair=True)
+
+
+def test_an_upper_of_the_kernels_overlayfs_is_not_repaired(filled: World, mounts: Mounts) -> None:
+    mounts.kernel(Layers(tuple(filled.lowers), filled.upper, filled.work))
+    with pytest.raises(InUseError, match="kernel"):
+        told(filled, repair=True)
+
+
+# ---- nothing is wrong with what we and the kernel write ----
+
+EVERYTHING = "redirect_dir=on,metacopy=on,index=on,xino=off"
+
+
+@pytest.fixture
+def stirred(world: World, mounts: Mounts) -> Iterator[Callable[[int, bool], None]]:
+    def make(seed: int, by_kernel: bool) -> None:
+        rng = random.Random(seed)
+        for number, lower in enumerate(world.lowers):
+            fill(lower, rng, marks=number < len(world.lowers) - 1)
+        if by_kernel:
+            mount = mounts.kernel(Layers(tuple(world.lowers), world.upper, world.work), options=EVERYTHING)
+            assert stir(Disk(mount.target), rng, 80) > 5
+            assert mount.unmount() == []
+        else:
+            view = world.open(metacopy=True)
+            assert stir(view, rng, 80) > 5
+            world.close(view)
+
+    yield make
+
+
+@pytest.mark.parametrize("by_kernel", [False, True], ids=["ours", "kernel"])
+@pytest.mark.parametrize("seed", range(15))
+def test_an_upper_that_was_unmounted_is_clean(world: World, stirred: Callable[[int, bool], None], seed: int, by_kernel: bool) -> None:
+    stirred(seed, by_kernel)
+    assert wrong(told(world)) == []
+    assert wrong(told(world, repair=True)) == []
+    assert told(world) == []

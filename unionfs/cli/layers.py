@@ -1,0 +1,54 @@
+"""The layers and mount options a command is told, in flags or in ``-o``: the same for every command that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from unionfs import options
+from unionfs.cli.entry import warn
+from unionfs.cli.group import as_bytes
+from unionfs.errors import UsageError, printable
+from unionfs.options import MountOptions
+
+_LAYER_OPTIONS = (
+    click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A read-only layer; the topmost first. May be repeated."),
+    click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of the upper."),
+    click.option("-o", "texts", multiple=True, type=as_bytes, metavar="OPTS", help="Its mount options: userxattr, whfiles..."),
+)
+
+
+def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--lower, --work and -o, for commands that are about an upper and mount nothing."""
+    for option in reversed(_LAYER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_layers(
+    texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None, engine: str | None = None
+) -> MountOptions:
+    """What *texts* (of -o) and the flags say together; UsageError when that is not to be understood."""
+    parsed = options.parse(texts)
+    if parsed.unknown:
+        raise UsageError(f"unknown mount option {', '.join(printable(name) for name in parsed.unknown)} (see unionfs mount --help)")
+    found = parsed.options
+    if found.remount:
+        raise UsageError("option remount is for mount(8): mount -o remount,ro MNT")
+    for flag, typed, name, written in (
+        ("--lower", lower, "lowerdir=", found.lowers),
+        ("--upper", upper, "upperdir=", found.upper),
+        ("--work", work, "workdir=", found.work),
+        ("--engine", engine, "engine=", found.engine),
+    ):
+        if typed and written:
+            raise UsageError(f"{flag} and -o {name} are both given")
+    found = replace(
+        found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
+    )
+    for line in parsed.warnings:
+        warn(line)
+    return found
