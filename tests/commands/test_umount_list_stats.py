@@ -113,7 +113,7 @@ def test_list_shows_mounts_and_their_layers(layers: Layers, mnt: Place) -> None:
     assert (found["upper"], found["work"], found["state"], found["options"]) == (str(layers.upper), str(layers.work), "live", "rw")
     assert (found["pid"], found["device"]) == (mnt.server, mnt.device)
     text = run("list").out
-    block = text[text.index(f"{mnt.path} (live, rw, process {mnt.server})\n") :].splitlines()[:4]
+    block = text[text.index(f"{mnt.path} (live, engine pyfuse3, rw, process {mnt.server})\n") :].splitlines()[:4]
     assert block[1:] == [f"    upper {layers.upper}", f"    work  {layers.work}", f"    lower {layers.lowers[0]}"]
 
 
@@ -130,7 +130,7 @@ def test_list_s_reader_may_leave(mnt: Place) -> None:
 def test_a_dead_mount_is_marked_and_umount_takes_it_away(layers: Layers, mnt: Place) -> None:
     kill_server(mnt)
     assert listed(mnt.path)["state"] == "dead"
-    assert f"{mnt.path} (dead, rw)" in run("list").out
+    assert f"{mnt.path} (dead, engine pyfuse3, rw)" in run("list").out
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mnt.path)
     assert run("umount", mnt.path).status == 0
