@@ -75,12 +75,23 @@ def _open_layers(options: MountOptions, held: ExitStack) -> Parameters:
     for key, what, path in named:
         fd = _open(what, path)
         held.callback(os.close, fd)
+        _refuse_other_owners(fd, what, path)
         found.append((key, fd))
     if len(found) == 1:  # the kernel wants two layers where nothing is to be written: an empty one adds nothing
         fd = mounts.fs_create("tmpfs", (), ("ro",))
         held.callback(os.close, fd)
         found.append(("datadir+", fd))
     return found
+
+
+def _refuse_other_owners(fd: int, what: str, path: bytes) -> None:
+    """MountError for a layer that keeps owners and modes in attributes: the kernel would show, and allow, what the inodes say."""
+    from unionfs.overlay.stack import stat_attribute
+
+    attribute = stat_attribute(fd)
+    if attribute is not None:
+        kept = f"keeps owners and modes in {printable(attribute)}; the engine pyfuse3 reads them"
+        raise MountError(f"{what} directory {printable(path)} {kept}")
 
 
 def hold_upper(options: MountOptions, held: ExitStack) -> None:

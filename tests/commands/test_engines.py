@@ -124,6 +124,8 @@ def test_what_the_kernel_knows_is_passed_on(layers: Layers, mnt: Place, options:
         ("fsync=0", ("fsync=0",)),
         ("subtype=x", ("subtype",)),
         ("rename_copy_limit=1M", ("rename_copy_limit",)),
+        ("uidmapping=0:0:5,gidmapping=0:0:5,squash_to_root", ("uidmapping", "gidmapping", "squash_to_root")),
+        ("squash_to_uid=0,squash_to_gid=5,xattr_permissions=2", ("squash_to_uid", "squash_to_gid", "xattr_permissions")),
     ],
 )
 def test_what_the_kernel_lacks_is_refused_by_name_and_left_to_our_server_by_auto(
@@ -153,6 +155,17 @@ def test_auto_serves_itself_what_the_kernel_refuses_also_when_that_came_late(scr
     assert (done.status, len(done.lines)) == (0, 1)
     assert done.err.startswith("unionfs: engine pyfuse3: the kernel's overlayfs refuses: ")
     assert fstype(mnt) == "fuse.unionfs"
+
+
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_a_layer_that_keeps_owners_in_attributes_is_not_for_the_kernel(layers: Layers, mnt: Place, layer: str) -> None:
+    root = layers.lowers[1] if layer == "lower" else layers.upper
+    assert root is not None
+    os.setxattr(root, "user.containers.override_stat", b"0:0:555")
+    os.setxattr(layers.lowers[1] / "only-lower1", "user.containers.override_stat", b"7:8:600")
+    refused(mount("kernel", layers, mnt), f"{layer} directory {root} keeps owners and modes in user.containers.override_stat")
+    assert mount("auto", layers, mnt).status == 0 and fstype(mnt) == "fuse.unionfs"
+    assert (mnt.path / "only-lower1").stat().st_uid == (7 if layer == "lower" else 0)
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,8 @@ def declared(value: bytes, st: os.stat_result) -> os.stat_result:
             rdev = os.makedev(int(found[5]), int(found[6]))
         except OverflowError:
             return _closed(st)
+        if kind == stat.S_IFCHR and rdev == 0:  # it would be a whiteout to some and not to others
+            return _closed(st)
     return changed(st, st_mode=kind | stat.S_IMODE(mode), st_uid=uid, st_gid=gid, st_rdev=rdev)
 
 

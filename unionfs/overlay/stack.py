@@ -120,13 +120,13 @@ def _open_lower(path: bytes) -> Layer:
         os.close(fd)
         fd = clone
     layer = Layer(fd, private=clone is not None, where=path)
-    attribute = _stat_attribute(fd)
+    attribute = stat_attribute(fd)
     if attribute is not None:
         layer.ownership = Ownership(attribute)
     return layer
 
 
-def _stat_attribute(root_fd: int) -> bytes | None:
+def stat_attribute(root_fd: int) -> bytes | None:
     """The attribute in which a layer keeps owners and modes: that which its root has."""
     root = files.path_at(root_fd, b"")
     try:
@@ -135,17 +135,21 @@ def _stat_attribute(root_fd: int) -> bytes | None:
         return None
 
 
-def _upper_ownership(root_fd: int, path: bytes, features: Features) -> Ownership:
-    """How upper keeps owners and modes. If it is to begin now to have them in an attribute, its root gets that."""
+def _upper_ownership(root_fd: int, path: bytes, lowers: tuple[Layer, ...], features: Features) -> Ownership:
+    """How upper keeps owners and modes.
+
+    If it is to begin now to have them in an attribute, its root gets that, and says of itself what the topmost such lower says of its own
+    root, as with fuse-overlayfs, else what it is.
+    """
     squashed = features.owners is not None and features.owners.squashed
-    there = _stat_attribute(root_fd)
+    there = stat_attribute(root_fd)
     wanted = features.stat_attribute or there
     if wanted == CONTAINERS_STAT and there == USER_STAT:  # what fuse-overlayfs before 1.11 made of the same option
         wanted = USER_STAT
     ownership = Ownership(wanted, squashed=squashed)
     root = files.path_at(root_fd, b"")
     if wanted is not None and xattrs.find(root, wanted) is None:
-        st = os.fstat(root_fd)
+        st = next((lower.root_stat() for lower in lowers if lower.ownership.attribute), os.fstat(root_fd))
         try:
             ownership.complete(root, st.st_uid, st.st_gid, st.st_mode)
         except OSError as exc:
@@ -162,7 +166,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         locks = tuple(held[-2:])
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
-        ownership = _upper_ownership(upper_fd, upper, stack.features)
+        ownership = _upper_ownership(upper_fd, upper, stack.lowers, stack.features)
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
         devices = can_make_devices(work_dir)

@@ -141,7 +141,7 @@ def test_an_attribute_says_owner_mode_and_type(value: bytes, backing: int, mode:
         *((value, FILE) for value in (
             b"", b"1", b"1:2", b"1:2:", b"1:2:9", b"-1:2:644", b"1:2:644:", b"1:2:644:door", b"1:2:644:char", b"1:2:644:char-1",
             b"1:2:644:file-1-3", b"1:2:644:dir", b"1:2:644:symlink", b"4294967295:0:644", b"0:9999999999:644", b"1:2:644\n", b"1_0:2:644",
-            b"1:2:644:char-9999999999-1", b"1:2:644:file:more", b"\xff\xfe", b"1:2:77777777", b"1 :2:644",
+            b"1:2:644:char-9999999999-1", b"1:2:644:char-0-0", b"1:2:644:file:more", b"\xff\xfe", b"1:2:77777777", b"1 :2:644",
         )),
         (b"1:2:644:file", DIRECTORY), (b"1:2:644:pipe", DIRECTORY), (b"1:2:644:char-1-3", LINK),
     ],

@@ -300,6 +300,15 @@ def test_the_root_of_an_upper_gets_the_attribute_that_says_what_it_is(world: Wor
     assert (declared(world.upper), on_disk(world.upper)) == ("1:6:755", (5, 6))
 
 
+def test_a_new_upper_says_of_its_root_what_the_topmost_lower_of_its_kind_says_of_its_own(world: World) -> None:
+    os.setxattr(world.lowers[1], PRIVILEGED_STAT, b"7:8:1555")
+    view = world.open(stat_attribute=CONTAINERS_STAT)
+    assert (declared(world.upper), shown(view, b"")) == ("7:8:1555", ("dr-xr-xr-t", 7, 8))
+    view.change(b"", Change(mode=0o700))
+    view = world.reopen(view)
+    assert shown(view, b"") == ("drwx------", 7, 8), "what it has it keeps"
+
+
 @pytest.mark.parametrize(
     ("there", "asked", "used"),
     [
