@@ -10,6 +10,8 @@ import pyfuse3
 from unionfs.linux import memory
 from unionfs.overlay.union import Change
 
+#: What getdents shows where no number is known.
+_NO_NUMBER = 1
 _PATTERNS = (0x5EED0F1DB00C1E57, 0x0DDBA11CAFE2BAD5)
 
 
@@ -63,6 +65,19 @@ def dots(ino: int) -> pyfuse3.EntryAttributes:
     made = pyfuse3.EntryAttributes()
     made.st_ino = pyfuse3.InodeT(ino)
     made.st_mode = stat.S_IFDIR | 0o755
+    return made
+
+
+def name_only(kind: int) -> pyfuse3.EntryAttributes:
+    """The listing entry of an object whose attributes cannot be had: the kernel asks again when they are wanted, and passes the error on.
+
+    It takes node 0 to mean just that (fuse_direntplus_link); the number shown must not be 0, which readers take for a hole.
+    """
+    made = pyfuse3.EntryAttributes()
+    made.st_ino = pyfuse3.InodeT(0)
+    if _SHOWN is not None:
+        memory.put_word(made, _SHOWN, _NO_NUMBER)
+    made.st_mode = kind
     return made
 
 

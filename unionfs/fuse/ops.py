@@ -357,6 +357,10 @@ class Operations(pyfuse3.Operations):
                     found = union.entry_node(fh, name, what)
                 except FileNotFoundError:  # taken away below us
                     continue
+                except OSError:  # a redirect that is none, a metacopy without data: its own matter
+                    if not reply(token, name, attrs.name_only(what.kind), offset):
+                        return
+                    continue
                 node, known = found[0], self._entry(found)
             if not reply(token, name, known, offset):
                 union.release(node)
