@@ -515,6 +515,12 @@ _HELP = (
 )
 
 
+def vocabulary() -> frozenset[str]:
+    """The names of all options that have a meaning or are refused by name."""
+    tables = (_FIELDS, _VFS, _GENERIC, _CONTEXTS, _LIBFUSE, _OVERLAY, _WITHOUT_EFFECT, _CHOICES, _REFUSED, _VALUED)
+    return frozenset(name for table in tables for name in table)
+
+
 def describe() -> str:
     """The vocabulary as a text for a terminal, a line of which is at most 100 columns wide."""
     lines = [f"  {name}\n      {meaning}" for name, meaning in _HELP]

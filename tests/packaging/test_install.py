@@ -35,17 +35,19 @@ def links(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "command"), [(None, "usr/local/bin/unionfs"), ("/opt/here", "opt/here/bin/unionfs")]
+    ("prefix", "place"), [(None, "usr/local"), ("/opt/here", "opt/here")]
 )
-def test_install_links_the_mount_helper_and_the_command(
-    checkout: Path, tmp_path: Path, prefix: str | None, command: str
+def test_install_links_the_mount_helper_the_command_and_their_manual_pages(
+    checkout: Path, tmp_path: Path, prefix: str | None, place: str
 ) -> None:
     done = run(checkout, "install", tmp_path / "root", prefix)
     assert done.returncode == 0
     programs = checkout / ".venv" / "bin"
     assert links(tmp_path / "root") == {
         "sbin/mount.fuse.unionfs": str(programs / "mount.fuse.unionfs"),
-        command: str(programs / "unionfs"),
+        f"{place}/bin/unionfs": str(programs / "unionfs"),
+        f"{place}/share/man/man8/mount.fuse.unionfs.8": str(checkout / "docs" / "mount.fuse.unionfs.8"),
+        f"{place}/share/man/man1/unionfs.1": str(checkout / "docs" / "unionfs.1"),
     }
 
 
@@ -67,9 +69,22 @@ def test_a_program_of_the_same_name_keeps_it(checkout: Path, tmp_path: Path, own
     done = run(checkout, "install", root)
     assert done.returncode == 0
     assert f"{owned} belongs to something else" in done.stderr
-    assert list(links(root)) == ["sbin/mount.fuse.unionfs"]
+    assert set(links(root)) == {"sbin/mount.fuse.unionfs", "usr/local/share/man/man8/mount.fuse.unionfs.8"}
     run(checkout, "uninstall", root)
     assert (root / owned).read_text() == "another program"
+
+
+def test_a_manual_page_of_another_project_is_not_replaced(checkout: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    page = root / "usr/local/share/man/man1/unionfs.1"
+    page.parent.mkdir(parents=True)
+    page.write_text("another page")
+    done = run(checkout, "install", root)
+    assert done.returncode == 0
+    assert "unionfs.1 belongs to something else" in done.stderr + done.stdout
+    run(checkout, "uninstall", root)
+    assert page.read_text() == "another page"
+    assert links(root) == {}
 
 
 def test_a_mount_helper_of_another_project_is_not_replaced(checkout: Path, tmp_path: Path) -> None:

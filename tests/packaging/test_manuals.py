@@ -1,0 +1,70 @@
+"""The manual pages and the table of options: well-formed, and as complete as the program."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from unionfs import options
+from unionfs.cli.entry import COMMANDS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = ["unionfs.1", "mount.fuse.unionfs.8"]
+
+
+def names_of(heads: list[str]) -> list[str]:
+    """The options in lists like "fsync=0|1, volatile"."""
+    return [name.partition("=")[0] for head in heads for name in head.replace("+=", "+ =").replace(" =", "=").split(", ")]
+
+
+def manual() -> list[str]:
+    """The options the manual page has paragraphs for."""
+    lines = (DOCS / "mount.fuse.unionfs.8").read_text().splitlines()
+    return names_of([line.removeprefix(".B ") for before, line in zip(lines, lines[1:], strict=False) if before in (".TP", ".TQ")])
+
+
+def table() -> list[str]:
+    """The options of the table's first column."""
+    text = (DOCS / "options.md").read_text().partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    return names_of([head for row in rows for head in re.findall(r"`([^`]+)`", row)])
+
+
+@pytest.mark.parametrize("listed", [manual, table])
+def test_every_option_is_described_and_nothing_else(listed: object) -> None:
+    assert callable(listed)
+    assert set(listed()) == options.vocabulary()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_set_without_a_warning(page: str) -> None:
+    groff = shutil.which("groff")
+    if groff is None:
+        pytest.skip("groff (Debian's groff-base) is not installed")
+    command = [groff, "-ww", "-man", "-Tutf8", "-rLL=80n", str(DOCS / page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SEE ALSO" in re.sub(r".\x08|\x1b\[[0-9;]*m", "", done.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_itself_as_its_file_does(page: str) -> None:
+    name, _, section = page.rpartition(".")
+    lines = (DOCS / page).read_text().splitlines()
+    assert lines[0].startswith(f".TH {name.upper()} {section} ")
+    assert lines[2].startswith(f"{name} \\- ")
+
+
+def test_every_command_has_its_place_in_the_manual() -> None:
+    text = (DOCS / "unionfs.1").read_text()
+    assert set(re.findall(r"^\.SS (\w+)$", text, re.MULTILINE)) == COMMANDS.keys()
+    assert set(re.findall(r"^\.B unionfs (\w+)", text.partition(".SH DESCRIPTION")[0], re.MULTILINE)) == COMMANDS.keys()
+
+
+def test_every_engine_has_its_place_in_the_manual() -> None:
+    engines = (DOCS / "unionfs.1").read_text().partition(".SH ENGINES\n")[2].partition(".SH ")[0]
+    assert tuple(re.findall(r"^\.TP\n\.B (\w+)$", engines, re.MULTILINE)) == options.ENGINES
