@@ -75,9 +75,8 @@ class Work:
             with self.covered(dir_fd, name):
                 os.unlink(name, dir_fd=dir_fd)
             return
-        whiteout = self.name()
-        self.cover(self.fd, whiteout)
-        files.renameat2(self.fd, whiteout, dir_fd, name)
+        with self._whiteout(self.name()) as whiteout:
+            files.renameat2(self.fd, whiteout, dir_fd, name)
 
     def take_covered(self, dir_fd: int, name: bytes, kept: bytes) -> None:
         """Move *name* into work as *kept* and hide what is below it, in one step."""
@@ -85,8 +84,18 @@ class Work:
             with self.covered(dir_fd, name):
                 files.renameat2(dir_fd, name, self.fd, kept)
             return
-        self.cover(self.fd, kept)
-        files.renameat2(self.fd, kept, dir_fd, name, files.RENAME_EXCHANGE)
+        with self._whiteout(kept):
+            files.renameat2(self.fd, kept, dir_fd, name, files.RENAME_EXCHANGE)
+
+    @contextlib.contextmanager
+    def _whiteout(self, name: bytes) -> Iterator[bytes]:
+        """A whiteout in work under this *name*, which the block moves away; not left there when that fails."""
+        self.cover(self.fd, name)
+        try:
+            yield name
+        except BaseException:
+            self.discard(name)
+            raise
 
     def place_over_whiteout(self, made: bytes, dir_fd: int, name: bytes, *, directory: bool) -> None:
         """Move what was *made* in work to *name*, which a whiteout hides, in one step."""

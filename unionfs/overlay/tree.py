@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.backing import FdCache, share_of_descriptors
@@ -19,6 +20,7 @@ from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
 from unionfs.overlay.stack import Stack
+from unionfs.overlay.unlocked import Lender, Loose
 from unionfs.overlay.whiteout import IMPURE, OPAQUE
 
 NAME_MAX = 255
@@ -36,6 +38,8 @@ class Tree:
         self.stack = stack
         #: Every directory shows the link count 1.
         self.static_links = static_links
+        #: For steps that modes in upper forbid us.
+        self.lender = Lender(stack.upper)
         self.nodes = NodeTable()
         share = share_of_descriptors(used=len(stack.lowers) + 32)
         self._directories: FdCache[tuple[Node, Layer]] = FdCache(share)
@@ -89,6 +93,11 @@ class Tree:
                 return path
         raise error(errno.ESTALE, node.name)
 
+    def upper_place(self, parent: Node, name: bytes) -> Loose | None:
+        """Descriptor of *parent*'s copy in upper, and *name*; None when upper has nothing of that name."""
+        entry = self.find(parent, name)
+        return None if entry is None or entry.source is not self.stack.upper else (self.upper_fd(parent), name)
+
     def upper_fd(self, node: Node) -> int:
         """``directory_fd`` of upper's copy; the directory must be in upper."""
         return self.directory_fd(node, self.upper)
@@ -124,6 +133,18 @@ class Tree:
         self._files.put((node.ino, True), fd)
 
     def _open_file(self, node: Node, flags: int) -> int:
+        try:
+            return self._open_allowed(node, flags)
+        except PermissionError as exc:
+            above = () if node.parent is None else (node.parent,)
+            return self.lender.retry(exc, partial(self._open_allowed, node, flags), above, lambda: [self.own_place(node)])
+
+    def own_place(self, node: Node) -> Node | Loose:
+        """*node*, or where in work it is."""
+        orphan = node.orphan
+        return node if orphan is None or orphan.work_name is None else (self.work.fd, orphan.work_name)
+
+    def _open_allowed(self, node: Node, flags: int) -> int:
         orphan = node.orphan
         if flags == os.O_RDONLY and (data := self._data.get(node.ino)) is not None:
             return self._open_data(data)
@@ -202,7 +223,10 @@ class Tree:
             return node.layer.ownership.read(os.stat(path, follow_symlinks=files.is_descriptor(path)), path)
         if node.parent is None:
             return node.layer.root_stat()
-        return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
+        try:
+            return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
+        except PermissionError as exc:
+            return self.lender.retry(exc, partial(self.stat, node), [node.parent], lambda: ())
 
     def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show: 1 for a merged directory (as ovl_getattr), else the backing object's."""
@@ -621,7 +645,7 @@ class Tree:
             self._publish_orphan(node, draft)
         else:
             try:
-                self._publish_named(node, node.parent, draft)
+                self._publish_allowed(node, node.parent, draft)
             except BaseException:
                 self.work.discard(draft.work_name)
                 raise
@@ -642,6 +666,13 @@ class Tree:
         assert node.parent is not None
         above = self.directory_path(node.parent, node.layer)
         return Data(node.layer, above + b"/" + node.name if above else node.name)
+
+    def _publish_allowed(self, node: Node, parent: Node, draft: Draft) -> None:
+        try:
+            self._publish_named(node, parent, draft)
+        except PermissionError as exc:
+            made = self.work.fd, draft.work_name
+            self.lender.retry(exc, partial(self._publish_named, node, parent, draft), [parent], lambda: [made])
 
     def _publish_named(self, node: Node, parent: Node, draft: Draft) -> None:
         upper = self.upper

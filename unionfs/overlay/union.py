@@ -15,22 +15,50 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.layer import Layer
-from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
 from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree, error
+from unionfs.overlay.unlocked import Loose
 from unionfs.overlay.whiteout import OPAQUE
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 #: Offsets of "." and ".." in a listing; entries follow at cookie + _DOTS.
 _DOTS = 2
+
+
+def unlocking(
+    *places: int | tuple[int, int],
+) -> Callable[[Callable[Concatenate[Union, Params], Result]], Callable[Concatenate[Union, Params], Result]]:
+    """A verb that is done again, with bits lent, when modes in upper forbid it (see unlocked.py).
+
+    *places*: which of its arguments are numbers of objects, or number of a directory and name in it.
+    """
+
+    def decorate(verb: Callable[Concatenate[Union, Params], Result]) -> Callable[Concatenate[Union, Params], Result]:
+        @wraps(verb)
+        def run(self: Union, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+            try:
+                return verb(self, *args, **kwargs)
+            except PermissionError as exc:
+                named: list[tuple[Any, Any]] = [(args[p], None) if isinstance(p, int) else (args[p[0]], args[p[1]]) for p in places]
+                return self._unlock(exc, partial(verb, self, *args, **kwargs), named)
+
+        return run
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -66,21 +94,40 @@ class Union:
         self._owner = os.geteuid(), os.getegid()
         self._owners = stack.features.owners
 
+    def _unlock(self, failure: PermissionError, step: Callable[[], Result], named: list[tuple[int, bytes | None]]) -> Result:
+        """The *step* that failed, with bits lent to what was *named*: (number, None) or (directory, name)."""
+        tree = self.tree
+        objects = [(node, name) for ino, name in named if (node := tree.nodes.get(ino)) is not None]
+        ways = [node if name is not None else node.parent for node, name in objects]
+
+        def shown() -> Result:
+            result = step()
+            if isinstance(result, tuple) and isinstance(result[1], os.stat_result):
+                return result[0], tree.lender.as_shown(result[1])  # type: ignore[return-value]
+            return result
+
+        def ends() -> Iterator[Node | Loose | None]:
+            return (tree.own_place(node) if name is None else tree.upper_place(node, name) for node, name in objects)
+
+        return tree.lender.retry(failure, shown, [node for node in ways if node is not None], ends)
+
     # -- looking ---------------------------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> tuple[Node, os.stat_result] | None:
         """The object *name* in the directory *parent* and its attributes, None when there is none. Counts."""
         tree = self.tree
         directory = tree.directory(parent)
-        entry = tree.find(directory, name)
-        if entry is None:
-            if len(name) > NAME_MAX:
-                raise error(errno.ENAMETOOLONG)
-            return None
-        try:
+        try:  # not by the decorator: it would be most of what a name costs that is not there
+            entry = tree.find(directory, name)
+            if entry is None:
+                if len(name) > NAME_MAX:
+                    raise error(errno.ENAMETOOLONG)
+                return None
             node, st = tree.resolve(directory, name, entry)
         except FileNotFoundError:  # taken away below us
             return None
+        except PermissionError as exc:
+            return self._unlock(exc, partial(self.lookup, parent, name), [(parent, name)])
         node.lookups += 1
         return self._shown(node, st)
 
@@ -113,6 +160,7 @@ class Union:
         """The link count to show for *node*."""
         return self.tree.links(node, st)
 
+    @unlocking(0)
     def readlink(self, ino: int) -> bytes:
         """Target of the symlink *ino*."""
         path = self.tree.place(self.tree.node(ino))
@@ -133,9 +181,14 @@ class Union:
             yield b"..", _DOTS, node.parent or node
         if node.orphan is not None:
             return
-        for name, entry in self.tree.index(node).listing(after - _DOTS if after > _DOTS else 0):
+        for name, entry in self._index(ino).listing(after - _DOTS if after > _DOTS else 0):
             yield name, entry.cookie + _DOTS, entry
 
+    @unlocking(0)
+    def _index(self, ino: int) -> Index:
+        return self.tree.index(self.tree.directory(ino))
+
+    @unlocking((0, 1))
     def entry_node(self, parent: int, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
         """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
         return self._shown(*self.tree.resolve(self.tree.directory(parent), name, entry))
@@ -156,6 +209,7 @@ class Union:
 
     # -- data ------------------------------------------------------------------------------------------------------------
 
+    @unlocking(0)
     def open(self, ino: int, flags: int, *, drop_suid: bool = False) -> None:
         """What opening with *flags* demands at once: a copy in upper when it is for writing, truncation with O_TRUNC.
 
@@ -192,6 +246,7 @@ class Union:
                 break  # the caller learns it from the short count, the error from his next write
         return written
 
+    @unlocking(0)
     def sync_fd(self, ino: int) -> int | None:
         """A descriptor to fsync for *ino*, the caller's to close; None when nothing of it is in upper or nobody cares."""
         node = self.tree.node(ino)
@@ -213,6 +268,7 @@ class Union:
         """Whether *ino* is in upper."""
         return self.tree.node(ino).layer is self.stack.upper
 
+    @unlocking(0)
     def begin_copy_up(self, ino: int, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
         """The Draft to build before *ino* can be changed, None when there is nothing to do.
 
@@ -239,6 +295,7 @@ class Union:
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
+    @unlocking(0)
     def setattr(self, ino: int, change: Change) -> tuple[Node, os.stat_result]:
         """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it)."""
         node = self._up(ino, change.size, data=change.size is not None)
@@ -259,6 +316,7 @@ class Union:
         users, groups = self._owners.users, self._owners.groups
         return None if uid is None else users.stored(uid), None if gid is None else groups.stored(gid)
 
+    @unlocking(0)
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP.
 
@@ -294,6 +352,7 @@ class Union:
             return self._owners.stored_acl(value)
         return self._owners.stored_capability(value) if name == CAPABILITY else value
 
+    @unlocking(0)
     def listxattr(self, ino: int) -> list[bytes]:
         """All names, as a user of the mount sees them."""
         node = self.tree.node(ino)
@@ -306,6 +365,7 @@ class Union:
         shown = [self.stack.names.shown(name) for name in own if name is not None]
         return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
 
+    @unlocking(0)
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
         self._stored(name, self.tree.node(ino).layer)  # before anything is copied up
@@ -316,6 +376,7 @@ class Union:
         if name == ACCESS:
             node.layer.ownership.follow_acl(path, value)
 
+    @unlocking(0)
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove one; ENODATA without it, and then nothing is copied up. An object in upper need not have the ACL that is removed."""
         node = self.tree.node(ino)
@@ -342,6 +403,7 @@ class Union:
 
     # -- making ----------------------------------------------------------------------------------------------------------
 
+    @unlocking((0, 1))
     def make_file(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
         """A new regular file; EEXIST. Counts, as all of these. ``read`` and ``write`` work at once."""
 
@@ -362,12 +424,14 @@ class Union:
         self.tree.keep_file(made[0], fd)
         return made
 
+    @unlocking((0, 1))
     def make_directory(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
         """A new directory, opaque where one was deleted: nothing of the lowers comes back in it."""
         return self._make(
             parent, name, stat.S_IFDIR | mode, caller, lambda dir_fd, at: os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
         )
 
+    @unlocking((0, 1))
     def make_special(
         self, parent: int, name: bytes, mode: int, device: int, caller: Caller
     ) -> tuple[Node, os.stat_result]:
@@ -380,12 +444,14 @@ class Union:
 
         return self._make(parent, name, mode, caller, make, device)
 
+    @unlocking((0, 1))
     def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, os.stat_result]:
         """A symlink to *target*."""
         return self._make(
             parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at: os.symlink(target, at, dir_fd=dir_fd)
         )
 
+    @unlocking(0, (1, 2))
     def link(self, ino: int, parent: int, name: bytes) -> tuple[Node, os.stat_result]:
         """One more name for *ino*. EPERM for a directory, ENOENT when it has no name left."""
         node = self.tree.node(ino)
@@ -448,7 +514,7 @@ class Union:
         try:
             if at_fd == tree.work.fd:
                 self._endow(directory, files.path_at(at_fd, at), mode, caller, device)
-            self._settle(directory, name, at_fd, at, is_dir)
+            self._settle_allowed(directory, name, at_fd, at, is_dir)
         except BaseException:
             if at_fd == tree.work.fd:
                 tree.work.discard(at)
@@ -493,6 +559,13 @@ class Union:
                 xattrs.put(path, DEFAULT, default)
         ownership.complete(path, uid, gid, mode, device)
 
+    def _settle_allowed(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
+        step = partial(self._settle, directory, name, at_fd, at, is_dir)
+        try:
+            step()
+        except PermissionError as exc:
+            self.tree.lender.retry(exc, step, [directory], lambda: [(at_fd, at)])
+
     def _settle(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
         """Move what was made in work to its name, in one step that also takes the whiteout away."""
         tree = self.tree
@@ -516,6 +589,7 @@ class Union:
 
     # -- removing and moving ---------------------------------------------------------------------------------------------
 
+    @unlocking((0, 1))
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a non-directory; whoever has it open goes on using it."""
         directory = self.tree.directory(parent)
@@ -524,6 +598,7 @@ class Union:
             raise error(errno.EISDIR, name)
         self._remove(directory, name, entry)
 
+    @unlocking((0, 1))
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOTDIR, ENOTEMPTY."""
         tree = self.tree
@@ -583,10 +658,12 @@ class Union:
         if keep_as is None:
             work.discard(gone)
 
+    @unlocking((0, 1), (2, 3))
     def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int = 0) -> None:
         """renameat2 with NOREPLACE or EXCHANGE; EINVAL for other flags, EXDEV for a directory that cannot be redirected."""
         rename(self.tree, self.tree.directory(old_parent), old, self.tree.directory(new_parent), new, flags)
 
+    @unlocking((0, 1), (2, 3))
     def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:
         """The files that a rename would copy up: for callers who want to do that part beforehand."""
         tree = self.tree

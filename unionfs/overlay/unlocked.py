@@ -1,0 +1,127 @@
+"""Steps in upper that the modes there forbid to the user who owns it.
+
+Who may do what is decided on the mount, by the modes it shows; below, the server must be able to do what was allowed there. As root it is.
+As an ordinary user it is held to the owner's bits of its own files: no whiteout in a directory of mode 0555, no directory of that mode
+moved (".." is rewritten), no data of a file that lost its mode while it was open. A step that fails so is done again with those bits
+lent, for its length. What does not fail costs nothing; root never comes here.
+
+Only upper and work are lent anything, lowers are never written. A kill at that very moment leaves an object with more of its owner's bits
+than it is shown with: nobody else gains anything by them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TypeVar
+
+from unionfs.linux import files
+from unionfs.overlay.layer import Layer
+from unionfs.overlay.node import Node
+from unionfs.overlay.owners import changed
+
+Result = TypeVar("Result")
+#: An object in work: the descriptor of its directory, its name.
+Loose = tuple[int, bytes]
+
+_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Lender:
+    """Lends the owner's bits of objects in *upper*."""
+
+    def __init__(self, upper: Layer | None) -> None:
+        self._upper = upper
+        #: (st_dev, st_ino) of what was lent bits, and those bits.
+        self._lent: dict[tuple[int, int], int] = {}
+
+    def retry(
+        self, failure: PermissionError, step: Callable[[], Result], ways: Iterable[Node], ends: Callable[[], Iterable[Node | Loose | None]]
+    ) -> Result:
+        """*step* again, which has failed and changed nothing: with the directories *ways* and all above them lent, then *ends* as well.
+
+        In two goes, as an object of which attributes are changed must not be lent any. Raises *failure* when there is nothing to lend.
+        """
+        if failure.errno != errno.EACCES or self._upper is None:
+            raise failure
+        with ExitStack() as held:
+            if self._lend_all(held, ways):
+                try:
+                    return step()
+                except PermissionError as exc:
+                    failure = exc
+            if not self._lend_all(held, ends()):
+                raise failure
+            return step()
+
+    def as_shown(self, st: os.stat_result) -> os.stat_result:
+        """*st* without the bits that are lent just now."""
+        lent = self._lent.get((st.st_dev, st.st_ino), 0)
+        return changed(st, st_mode=st.st_mode & ~lent) if lent else st
+
+    def _lend_all(self, held: ExitStack, objects: Iterable[Node | Loose | None]) -> bool:
+        """Whether anything was lent that was not before."""
+        before = len(self._lent)
+        for found in objects:
+            if isinstance(found, Node):
+                self._lend_way(held, found)
+            elif found is not None:
+                with suppress(OSError):
+                    held.enter_context(self._lending(os.open(found[1], _FLAGS, dir_fd=found[0])))
+        return len(self._lent) > before
+
+    def _lend_way(self, held: ExitStack, node: Node) -> None:
+        """From the root down to *node*, as far as it is in upper: each step needs the one before."""
+        assert self._upper is not None
+        if node.orphan is not None:
+            if node.orphan.fd >= 0:
+                held.enter_context(self._lending(os.dup(node.orphan.fd)))
+            return
+        chain = [node]
+        while (above := chain[-1].parent) is not None:
+            chain.append(above)
+        fd = self._upper.root_fd
+        for step in reversed(chain):
+            if step.layer is not self._upper:
+                return
+            try:
+                fd = os.dup(fd) if step.parent is None else self._upper.open_file(fd, step.name, _FLAGS)
+            except OSError:
+                return
+            held.enter_context(self._lending(fd))
+
+    @contextmanager
+    def _lending(self, fd: int) -> Iterator[None]:
+        """Lend what *fd* is, O_PATH and from now on ours, the bits its owner lacks; take them back at the end."""
+        try:
+            st = os.fstat(fd)
+            lent = _lacking(st)
+            if not lent:
+                yield
+                return
+            path, key = files.path_at(fd, b""), (st.st_dev, st.st_ino)
+            try:
+                os.chmod(path, stat.S_IMODE(st.st_mode) | lent)
+            except OSError:  # then the step will fail as it did
+                yield
+                return
+            self._lent[key] = lent
+            try:
+                yield
+            finally:
+                del self._lent[key]
+                os.chmod(path, stat.S_IMODE(os.fstat(fd).st_mode) & ~lent)
+        finally:
+            os.close(fd)
+
+
+def _lacking(st: os.stat_result) -> int:
+    """The bits to lend an object: 0 for what is not ours, and for what would lose its setgid bit, as that of a group we are not in does."""
+    wanted = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}.get(stat.S_IFMT(st.st_mode), 0)
+    ours = st.st_uid == os.geteuid()
+    if st.st_mode & stat.S_ISGID and st.st_gid not in (os.getegid(), *os.getgroups()):
+        ours = False
+    return wanted & ~st.st_mode if ours else 0
