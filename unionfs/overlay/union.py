@@ -297,7 +297,12 @@ class Union:
 
     @unlocking(0)
     def setattr(self, ino: int, change: Change) -> tuple[Node, os.stat_result]:
-        """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it)."""
+        """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it).
+
+        EOPNOTSUPP for the mode of a symlink, as of any filesystem since Linux 6.6 (notify_change); chmod would go where it points.
+        """
+        if change.mode is not None and stat.S_ISLNK(self.getattr(ino)[1].st_mode):
+            raise error(errno.EOPNOTSUPP)
         node = self._up(ino, change.size, data=change.size is not None)
         tree = self.tree
         if change.size is not None:

@@ -113,6 +113,20 @@ def test_opaque_x_lets_the_lower_show_through(world: World, top: Path, base: Pat
     assert world.open().names(b"dir") == [b"a", b"b"]
 
 
+def test_the_mode_of_a_symlink_cannot_be_changed(world: World, top: Path, base: Path) -> None:
+    """chmod would change what it points to, which may be anywhere."""
+    outside = put(world.root / "outside", mode=0o600)
+    os.symlink(outside, top / "lower")
+    os.symlink(outside, world.upper / "upper")
+    view = world.open()
+    for name in (b"lower", b"upper"):
+        with pytest.raises(OSError) as caught:
+            view.chmod(name, 0o777)
+        assert caught.value.errno == errno.EOPNOTSUPP
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+    assert not (world.upper / "lower").is_symlink()
+
+
 def test_an_xattr_whiteout_in_an_unmarked_directory_is_listed_until_somebody_looks(world: World, top: Path, base: Path) -> None:
     mark(put(top / "file"), "whiteout", b"")
     put(base / "file", b"below")

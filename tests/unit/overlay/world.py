@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -48,7 +49,7 @@ class View:
     def node(self, path: bytes) -> Node:
         found = self.find(path)
         if found is None:
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(errno.ENOENT, "not in the union", path)
         return found
 
     def ino(self, path: bytes) -> int:
