@@ -19,6 +19,7 @@ from unionfs.overlay.layer import Layer
 from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
+from unionfs.overlay.owners import changed
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
 from unionfs.overlay.whiteout import IMPURE, OPAQUE
@@ -224,9 +225,17 @@ class Tree:
         if node.parent is None:
             return node.layer.root_stat()
         try:
-            return node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
+            st = node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
         except PermissionError as exc:
             return self.lender.retry(exc, partial(self.stat, node), [node.parent], lambda: ())
+        return self._with_blocks(node, st) if node.ino in self._data else st
+
+    def _with_blocks(self, node: Node, st: os.stat_result) -> os.stat_result:
+        """Attributes of a metacopy with the space that its data take, as far as that is known (ovl_getattr)."""
+        try:
+            return changed(st, st_blocks=os.fstat(self.file_fd(node, writable=False)).st_blocks)
+        except OSError:
+            return st
 
     def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show: 1 for a merged directory (as ovl_getattr), else the backing object's."""
@@ -364,6 +373,7 @@ class Tree:
         entry.node = node
         if data is not None:
             self._data[node.ino] = data
+            st = self._with_blocks(node, st)
         return node, st
 
     def _forget_whiteout(self, parent: Node, name: bytes, entry: LayerEntry) -> None:

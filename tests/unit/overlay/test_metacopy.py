@@ -60,8 +60,11 @@ def test_a_change_of_attributes_copies_no_data(world: World, view: View) -> None
     assert (copy.st_size, copy.st_mode & 0o777) == (len(BIG), 0o600) and copy.st_blocks < 16
     assert view.read(b"big") == BIG
     assert marked(world.upper, "impure") == b"y"
+    blocks = (world.lowers[1] / "big").stat().st_blocks
+    assert view.stat(b"big").st_blocks == blocks
     world.close(view)
     view = world.open(metacopy=True)
+    assert view.node(b"big") and view.stat(b"big").st_blocks == blocks
     assert view.read(b"big") == BIG and view.stat(b"big").st_mode & 0o777 == 0o600
 
 
