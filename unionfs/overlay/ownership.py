@@ -107,10 +107,10 @@ class Ownership:
         try:
             xattrs.put(path, self.attribute, declaration(uid, gid, mode, rdev, backing))
         except OSError as exc:
-            # user.* is for files and directories only (xattr(7)): others have the owner they can have
+            # user.* is for files and directories only (xattr(7)): others have the owner they can have, and their own mode
             if exc.errno != errno.EPERM or stat.S_IFMT(backing) in (stat.S_IFREG, stat.S_IFDIR):
                 raise
-            Ownership(squashed=True)._chown(path, uid, gid)
+            _ANYBODYS.change(path, uid, gid, None if stat.S_ISLNK(backing) else mode)
 
 
 def _lstat(path: bytes) -> os.stat_result:
@@ -118,3 +118,4 @@ def _lstat(path: bytes) -> os.stat_result:
 
 
 PLAIN = Ownership()
+_ANYBODYS = Ownership(squashed=True)

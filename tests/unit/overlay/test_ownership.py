@@ -292,6 +292,44 @@ def test_an_object_without_the_attribute_is_what_its_inode_says(world: World) ->
     assert declared(world.upper / "file") == "5:6:600"
 
 
+@pytest.mark.parametrize("attribute", [CONTAINERS_STAT, PRIVILEGED_STAT])
+def test_a_pipe_that_is_one_has_owner_and_mode_wherever_it_can(world: World, attribute: bytes) -> None:
+    os.mkfifo(world.upper / "pipe", 0o644)
+    view = world.open(stat_attribute=attribute)
+    view.change(b"pipe", Change(uid=3, gid=4, mode=0o600))
+    assert shown(view, b"pipe") == ("prw-------", 3, 4)
+    view.chmod(b"pipe", 0o640)
+    assert shown(view, b"pipe") == ("prw-r-----", 3, 4)
+    st = (world.upper / "pipe").lstat()
+    assert (owner(st), st.st_mode) == (((3, 4), stat.S_IFIFO | 0o640) if attribute == CONTAINERS_STAT else ((0, 0), stat.S_IFIFO | 0o644))
+
+
+def kept_lower(world: World) -> None:
+    """A lower that keeps owners in attributes, with a device and a file of two names each."""
+    lower = world.lowers[0]
+    os.setxattr(lower, CONTAINERS_STAT, b"0:0:755")
+    for name, data, value in (("file", b"data", b"3:4:4750"), ("device", b"", b"5:6:640:char-1-3")):
+        os.setxattr(put(lower / name, data, 0o755), CONTAINERS_STAT, value)
+        os.link(lower / name, lower / f"{name}2")
+
+
+@pytest.mark.parametrize("attribute", [None, CONTAINERS_STAT, PRIVILEGED_STAT])
+def test_metacopies_and_lower_links_keep_what_attributes_say(world: World, attribute: bytes | None) -> None:
+    kept_lower(world)
+    view = world.open(stat_attribute=attribute, metacopy=True)
+    for name in (b"file", b"device"):
+        view.change(name, Change(gid=9))
+    for _ in range(2):
+        assert (shown(view, b"file"), shown(view, b"device")) == (("-rwxr-x---", 3, 9), ("crw-r-----", 5, 9))
+        assert view.stat(b"device").st_rdev == os.makedev(1, 3)
+        assert view.read(b"file") == b"data"
+        assert (shown(view, b"file2"), shown(view, b"device2")) == (("-rwsr-x---", 3, 4), ("crw-r-----", 5, 6))
+        world.close(view)
+        view = world.open(stat_attribute=attribute, metacopy=True)
+    view.write(b"file", b"DATA")
+    assert (view.read(b"file"), shown(view, b"file")) == (b"DATA", ("-rwxr-x---", 3, 9))
+
+
 def test_the_root_of_an_upper_gets_the_attribute_that_says_what_it_is(world: World) -> None:
     own(world.upper, 5, 6).chmod(0o1711)
     view = world.open(stat_attribute=CONTAINERS_STAT)
