@@ -7,6 +7,7 @@ import pytest
 from unionfs import engines, options
 from unionfs.errors import UsageError
 from unionfs.overlay.features import Features, Redirect, Sync
+from unionfs.overlay.owners import CONTAINERS_STAT, PRIVILEGED_STAT, Ids, Owners
 
 
 def features(text: bytes = b"") -> Features:
@@ -60,6 +61,33 @@ def test_what_is_on_is_asked_for() -> None:
     assert features(b"index=on,metacopy=on") == Features(index=True, metacopy=True)
     assert features(b"index=on,metacopy=on,index=off,metacopy=off") == Features()
     assert features(b"userxattr,index=on").index
+
+
+@pytest.mark.parametrize(
+    ("text", "owners"),
+    [
+        (b"", None),
+        (b"uidmapping=,gidmapping=", None),
+        (b"uidmapping=0:5:1", Owners(Ids(((0, 5, 1),)))),
+        (b"gidmapping=0:5:1", Owners(groups=Ids(((0, 5, 1),)))),
+        (b"squash_to_root", Owners(Ids(squash=0), Ids(squash=0))),
+        (b"squash_to_uid=5,squash_to_root", Owners(Ids(squash=5), Ids(squash=0))),
+        (b"squash_to_root,squash_to_gid=5", Owners(Ids(squash=0), Ids(squash=5))),
+        (b"squash_to_gid=0", Owners(groups=Ids(squash=0))),
+    ],
+)
+def test_a_number_to_squash_to_goes_before_root_and_nothing_costs_nothing(text: bytes, owners: Owners | None) -> None:
+    assert features(text).owners == owners
+
+
+def test_the_overflow_ids_are_the_kernels() -> None:
+    parsed = options.parse([b"uidmapping=0:5:1"]).options
+    assert engines.features(parsed, (7, 8)).owners == Owners(Ids(((0, 5, 1),), None, 7), Ids((), None, 8))
+
+
+def test_xattr_permissions_names_the_attribute() -> None:
+    found = [features(b"xattr_permissions=" + value).stat_attribute for value in (b"0", b"1", b"2")]
+    assert found == [None, PRIVILEGED_STAT, CONTAINERS_STAT]
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,10 @@ def test_copy_up_between_layers_of_any_kind_changes_nothing_that_is_shown(
     after = {name.rstrip(b"2"): entry for name, entry in world.reopen(view).snapshot().items()}
     for name in before.keys() - {b"."}:
         assert after[name] == before[name], name
-    assert len([entry for entry in os.scandir(world.upper) if entry.name == "directory" or entry.name.endswith("2")]) == 6
+    inodes = {entry.name: stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode) for entry in os.scandir(world.upper)}
+    special = (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK) if upper_attribute is None else (stat.S_IFREG,) * 3
+    assert tuple(inodes[name] for name in ("pipe2", "device2", "socket2")) == special
+    assert inodes.keys() >= {"file2", "directory", "link2"}
 
 
 def _as_upper(world: World, source: Path, attribute: bytes) -> None:
@@ -530,6 +533,38 @@ def test_an_ordinary_user_keeps_any_owner_mode_and_device_in_attributes(world: W
         own(path, 1000, 1000)
     assert as_user(lambda: keep_as_a_user(world)) == [
         ("---S------", 0, 0), ("d---------", 5, 6), ("lrwxrwxrwx", 1000, 1000), ("brw-------", 0, 6), ("-rw-------", 5, 6)]
+
+
+def look_as_a_user(world: World) -> list[tuple[str, int, int]]:
+    view = world.open(userxattr=True)
+    found = [shown(view, name) for name in (b"", b"secret", b"open")]
+    view.union.close()
+    return found
+
+
+def test_what_a_user_may_not_read_of_an_attribute_lets_nobody_in(world: World) -> None:
+    lower = world.lowers[0]
+    os.setxattr(lower, CONTAINERS_STAT, b"7:8:755")
+    for name, mode in (("secret", 0o600), ("open", 0o644)):
+        os.setxattr(put(lower / name, mode=mode), CONTAINERS_STAT, b"7:8:4755")
+    for path in (world.upper, world.work):
+        own(path, 1000, 1000)
+    assert as_user(lambda: look_as_a_user(world)) == [("drwxr-xr-x", 1000, 1000), ("----------", 65534, 65534), ("-rwsr-xr-x", 7, 8)]
+
+
+def test_a_lower_that_a_user_may_enter_and_not_read_has_no_attributes(world: World) -> None:
+    os.setxattr(world.lowers[0], CONTAINERS_STAT, b"7:8:755")
+    world.lowers[0].chmod(0o711)
+    put(world.lowers[1] / "secret")
+    put(world.lowers[1] / "open")
+
+    def read_only() -> list[tuple[str, int, int]]:
+        view = world.open(writable=False, userxattr=True)
+        found = shown(view, b"")
+        view.union.close()
+        return [found]
+
+    assert as_user(read_only) == [("drwx--x--x", 0, 0)]
 
 
 def test_an_upper_that_cannot_hold_the_attribute_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
