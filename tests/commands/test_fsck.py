@@ -68,6 +68,16 @@ def test_what_cannot_be_done_is_one_line(layers: Layers, scratch: Path) -> None:
         assert (done.status, done.out, len(done.lines)) == (status, "", 1), arguments
 
 
+def test_nothing_is_repaired_while_the_kernel_has_the_upper(layers: Layers, scratch: Path) -> None:
+    with place(scratch) as mnt:
+        assert run("mount", "--engine=kernel", *flags(layers), mnt.path).status == 0
+        done = run("fsck", "--repair", *flags(layers))
+        assert (done.status, done.out, len(done.lines)) == (8, "", 1)
+        assert "in use by another mount" in done.err
+        assert run("umount", mnt.path).status == 0
+        assert run("fsck", "--repair", *flags(layers)).status == 0
+
+
 def test_a_live_mount_may_be_checked_but_not_repaired(layers: Layers, scratch: Path) -> None:
     with place(scratch) as mnt:
         assert run("mount", *flags(layers), mnt.path).status == 0

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.namespace import namespace
 from tests.commands.program import Done, Place, make_layers, place, run, texts
 from tests.support import requirements, system
-from tests.support.mounts import Layers
+from tests.support.mounts import Layers, our_program
 
 pytestmark = [
     pytest.mark.fuse,
@@ -113,6 +114,16 @@ def test_no_other_mount_leaves_a_mark(layers: Layers, mnt: Place, word: str) -> 
         assert ours(f"{texts(layers)},{word}", mnt).status == 0
     assert layers.work is not None
     assert not (layers.work / "work" / "incompat").exists()
+
+
+def test_a_volatile_mount_that_could_not_be_made_leaves_no_mark(layers: Layers, mnt: Place) -> None:
+    with namespace() as ns:
+        ns.must("mount", "-t", "tmpfs", "none", "/dev")
+        ns.must("mknod", "/dev/null", "c", "1", "3")
+        done = ns.run(*our_program(), "mount", "-o", f"{texts(layers)},volatile", mnt.path)
+        assert (done.status, len(done.lines)) == (1, 1)
+        assert "/dev/fuse" in done.err
+    assert ours(texts(layers), mnt).status == 0
 
 
 def test_a_mark_the_kernel_left_counts_here(layers: Layers, mnt: Place) -> None:

@@ -46,6 +46,7 @@ def run(request: Request, reporter: Reporter) -> None:
         stack = open_layers(request.options)
         owned = cleanup.enter_context(ExitStack())
         owned.callback(stack.close)
+        owned.callback(stack.unmark)
         if stack.work is not None and stack.work.whiteout_files:
             reporter.warning(_WHITEOUT_FILES)
         record = _describe(request, stack)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
-from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree
+from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT
@@ -45,6 +45,11 @@ class Stack:
     def strict(self) -> bool:
         """Whether everything that is copied up is on disk before the verb that needed it ends, its name included."""
         return self.features.sync is Sync.STRICT
+
+    def unmark(self) -> None:
+        """Take the mark of a volatile mount away again: nobody has seen the mount, so nothing can have been lost."""
+        if self.features.volatile and self.work is not None:
+            remove_tree(self.work.fd, b"incompat")
 
     def close(self) -> None:
         """Give up every descriptor, the locks last."""
