@@ -312,3 +312,21 @@ def test_a_device_of_an_upper_with_owners_in_attributes_works(mounts: Mounts, sc
     finally:
         os.close(reader)
     assert layers.upper is not None and owners_of(layers.upper)["null"][0] == "-rwxr-xr-x"
+
+
+def test_a_lower_that_is_idmapped_already_is_not_mapped_again(mounts: Mounts, scratch: Path) -> None:
+    layers = make(scratch / "room")
+    expected = mounts.ours(layers, "-o", mapping(FEW))
+    wanted, wanted_acl = owners_of(expected.target), os.getxattr(expected.target / "fives", acl.ACCESS)
+    assert expected.unmount() == []
+    (scratch / "mapped").mkdir()
+    with idmapped(layers.lowers[0], scratch / "mapped", FEW, FEW) as shown:
+        mount = mounts.ours(Layers((shown,), layers.upper, layers.work), "-o", mapping(FEW))
+        for _ in range(2):  # below, then copied up
+            found = owners_of(mount.target)
+            assert found.pop("strangers")[1:] == wanted["strangers"][1:]
+            assert found == {name: facts for name, facts in wanted.items() if name != "strangers"}
+            assert os.getxattr(mount.target / "fives", acl.ACCESS) == wanted_acl
+            os.utime(mount.target / "fives")
+        assert layers.upper is not None and (layers.upper / "fives").stat().st_uid == 5
+        assert mount.unmount() == []

@@ -196,6 +196,12 @@ def mount_at(target: bytes) -> MountInfo | None:
     return found[-1] if found else None
 
 
+def is_idmapped(fd: int) -> bool:
+    """Whether the mount *fd* was reached through shows other ids than its filesystem has; no for a mount of another namespace."""
+    wanted = mount_id(fd)
+    return any("idmapped" in found.options for found in mountinfo() if found.mount_id == wanted)
+
+
 def mount_id(fd: int) -> int:
     """The id of the mount *fd* was reached through."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:

@@ -328,7 +328,7 @@ def copy_xattrs(
         if value is None:
             continue
         try:
-            xattrs.put(target, stored, value)
+            xattrs.put(target, stored, was.value(meant, value))
         except OSError as exc:
             needed = stored.startswith(b"security.") or stored in (ACCESS, DEFAULT)
             if needed or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):

@@ -7,8 +7,8 @@ import os
 import stat
 
 from unionfs.linux import files, xattrs
-from unionfs.overlay.acl import ACCESS, mode_of
-from unionfs.overlay.owners import declaration, declared, shown_name, stored_name, without_suid
+from unionfs.overlay.acl import ACCESS, DEFAULT, mode_of
+from unionfs.overlay.owners import CAPABILITY, Owners, changed, declaration, declared, shown_name, stored_name, without_suid
 
 #: What chown says to who may not, or where the id means nothing (a user namespace of few ids).
 _NOT_OURS = (errno.EPERM, errno.EINVAL)
@@ -37,6 +37,10 @@ class Ownership:
         except PermissionError:  # we may not know, so nobody may
             value = b""
         return st if value is None else declared(value, st)
+
+    def value(self, _name: bytes, value: bytes) -> bytes:
+        """An extended attribute's *value* as the layer means it."""
+        return value
 
     def backing(self, mode: int) -> int:
         """*mode* (with its type) of the inode to make for an object of this mode: pipes, sockets and devices are files, as only those and
@@ -111,6 +115,25 @@ class Ownership:
             if exc.errno != errno.EPERM or stat.S_IFMT(backing) in (stat.S_IFREG, stat.S_IFDIR):
                 raise
             _ANYBODYS.change(path, uid, gid, None if stat.S_ISLNK(backing) else mode)
+
+
+class AlreadyMapped(Ownership):
+    """Of a lower on an idmapped mount whose mapping is the union's own, as container engines make them: the kernel shows ids as the union
+    would, so what it says is turned back before that happens once more."""
+
+    __slots__ = ("_owners",)
+
+    def __init__(self, owners: Owners) -> None:
+        super().__init__()
+        self._owners = owners
+
+    def read(self, st: os.stat_result, path: bytes) -> os.stat_result:
+        return changed(st, st_uid=self._owners.users.stored(st.st_uid), st_gid=self._owners.groups.stored(st.st_gid))
+
+    def value(self, name: bytes, value: bytes) -> bytes:
+        if name in (ACCESS, DEFAULT):
+            return self._owners.stored_acl(value)
+        return self._owners.stored_capability(value) if name == CAPABILITY else value
 
 
 def _lstat(path: bytes) -> os.stat_result:

@@ -14,8 +14,8 @@ from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.layer import Layer
-from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT
-from unionfs.overlay.ownership import PLAIN, Ownership
+from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT, Owners
+from unionfs.overlay.ownership import PLAIN, AlreadyMapped, Ownership
 from unionfs.overlay.whiteout import OPAQUE, XattrNames
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -85,7 +85,7 @@ def open_stack(
     opened: list[Layer] = []
     try:
         for path in (*lowers, *data):
-            opened.append(_open_lower(path))
+            opened.append(_open_lower(path, features.owners))
         stack = Stack(tuple(opened[: len(lowers)]), None, None, names, features, tuple(opened[len(lowers) :]))
         if upper is None or work is None:
             return stack
@@ -118,8 +118,9 @@ def _clone(fd: int, attrs: tuple[str, ...]) -> int | None:
     return clone
 
 
-def _open_lower(path: bytes) -> Layer:
+def _open_lower(path: bytes, owners: Owners | None) -> Layer:
     fd = _open_path(path, "lower")
+    mapped = owners is not None and bool(owners.users.ranges or owners.groups.ranges) and mounts.is_idmapped(fd)
     clone = _clone(fd, ("ro", "noatime"))
     if clone is not None:
         os.close(fd)
@@ -128,6 +129,8 @@ def _open_lower(path: bytes) -> Layer:
     attribute = stat_attribute(fd)
     if attribute is not None:
         layer.ownership = Ownership(attribute)
+    elif mapped and owners is not None:
+        layer.ownership = AlreadyMapped(owners)
     return layer
 
 

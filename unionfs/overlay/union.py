@@ -336,7 +336,7 @@ class Union:
             if exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT):
                 raise error(errno.ENODATA) from None
             raise
-        shown = self._shown_value(name, value)
+        shown = self._shown_value(name, node.layer.ownership.value(name, value))
         if shown is None:
             raise error(errno.ENODATA)
         return shown

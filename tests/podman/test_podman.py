@@ -1,0 +1,89 @@
+"""The real podman with ours as its mount program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.podman.engine import CONTAINER, Engine, engine, make_image, missing
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.realwork,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+
+@pytest.fixture
+def podman(scratch: Path) -> Iterator[Engine]:
+    with engine(scratch) as made:
+        made.must("import", str(make_image(scratch)), "base")
+        yield made
+
+
+#: What a container does to its root: a directory moved, things removed, replaced and linked.
+CHANGES = """
+mv /usr/share/data /usr/share/moved
+rm /etc/group
+echo new > /new
+ln /new /new-too
+rm -r /home && mkdir /home && echo x > /home/x
+chmod 4711 /usr/share/suid
+"""
+LOOK = "cd / && find usr home new* -type f -exec stat -c '%n %F %a %u:%g %s' {} + | sort && cat usr/share/moved/deep/file home/x"
+
+
+def test_a_container_changes_its_root_and_the_image_stays(podman: Engine) -> None:
+    assert podman.run("base", CHANGES + LOOK).splitlines()[-2:] == ["deep", "x"]
+    assert podman.run("base", "cat /usr/share/data/file; test ! -e /new; cat /etc/group") == "data\nroot:x:0:\n"
+
+
+def test_diff_commit_and_the_new_image_agree(podman: Engine) -> None:
+    before = podman.must("run", "--name", "changed", *CONTAINER, "base", "/bin/sh", "-ec", CHANGES + LOOK)
+    changes = set(podman.must("diff", "changed").splitlines())
+    assert changes >= {
+        "D /etc/group", "A /new", "A /new-too", "C /home", "A /home/x", "D /usr/share/data", "A /usr/share/moved",
+        "A /usr/share/moved/file", "A /usr/share/moved/deep", "A /usr/share/moved/deep/file", "C /usr/share/suid",
+    }  # fmt: skip
+    podman.must("commit", "changed", "two")
+    podman.must("rm", "changed")
+    assert podman.run("two", LOOK) == before
+
+
+def test_a_build_of_many_steps_sees_what_the_steps_before_removed(podman: Engine, scratch: Path) -> None:
+    (scratch / "Containerfile").write_text(
+        "FROM base\n"
+        "RUN echo a > /a && rm -r /usr/share/data\n"
+        "RUN test ! -e /usr/share/data && mkdir /usr/share/data && echo b > /usr/share/data/b\n"
+        "RUN rm /a && mv /usr/share /usr/lib\n"
+        "COPY image/etc /etc/copied\n"
+        "RUN ls -R /usr > /list && test ! -e /a\n")
+    podman.must("build", "--isolation=chroot", "--layers", "-t", "built", "-f", str(scratch / "Containerfile"), str(scratch))
+    assert podman.run("built", "cat /list; cat /etc/copied/group; cat /usr/lib/data/b") == (
+        "/usr:\nlib\n\n/usr/lib:\ndata\nlink\nsuid\n\n/usr/lib/data:\nb\nroot:x:0:\nb\n")
+
+
+def test_an_overlay_volume_keeps_its_source(podman: Engine, scratch: Path) -> None:
+    volume = scratch / "volume"
+    volume.mkdir()
+    (volume / "file").write_text("v\n")
+    out = podman.run("base", "echo x >> /v/file; cat /v/file; touch /v/more; ls /v", "-v", f"{volume}:/v:O")
+    assert out == "v\nx\nfile\nmore\n"
+    assert (volume / "file").read_text() == "v\n" and list(volume.iterdir()) == [volume / "file"]
+
+
+def test_containers_share_an_image_and_are_left_without_a_trace(podman: Engine, scratch: Path) -> None:
+    for number in range(3):
+        assert podman.run("base", f"echo {number} > /file; cat /file") == f"{number}\n"
+    assert " /mnt/graph/overlay/" not in podman.ns.must("cat", "/proc/mounts")
+    assert [path.name for path in (podman.home / "graph/overlay").glob("*/merged/*")] == []
+
+
+def test_owners_of_a_mapped_container_are_shown_as_it_knows_them(podman: Engine) -> None:
+    mapping = ("--uidmap", "0:1:1001", "--uidmap", "1001:0:1", "--gidmap", "0:1:1001", "--gidmap", "1001:0:1")
+    script = "stat -c '%u:%g' /etc/passwd; touch /mine; stat -c '%u:%g' /mine; chown 5:6 /mine; stat -c '%u:%g' /mine"
+    out = podman.run("base", script, *mapping)
+    assert out == "0:0\n0:0\n5:6\n"
