@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -179,6 +180,43 @@ def test_a_mapping_shows_allows_and_stores_what_an_idmapped_mount_of_the_kernel_
     for mount in (ours, kernel):
         assert mount.unmount() == []
     assert owners_of(mounts.ours(mine).target) == owners_of(mounts.kernel(mine).target), "without the mapping, as stored"
+
+
+def capability(root: int) -> bytes:
+    """cap_net_raw, where user *root* is root (struct vfs_ns_cap_data)."""
+    return struct.pack("<6I", 0x03000001, 1 << 13, 0, 0, 0, root)
+
+
+def capability_of(path: Path) -> bytes | str:
+    try:
+        return os.getxattr(path, "security.capability")
+    except OSError as exc:
+        return errno.errorcode[exc.errno or 0]
+
+
+def test_capabilities_count_for_the_same_root_as_on_an_idmapped_mount_of_the_kernel(
+    mounts: Mounts, scratch: Path, kernel_mapped: Callable[[Layers, Ranges], Mount]
+) -> None:
+    mine, its = make(scratch / "mine"), make(scratch / "its")
+    roots = {"roots": 0, "fives": 5, "setuid": 1001, "strangers": 90_000}
+    for layers in (mine, its):
+        for name, root in roots.items():
+            os.setxattr(layers.lowers[0] / name, "security.capability", capability(root))
+    ours, kernel = mounts.ours(mine, "-o", mapping(KEEP_ID)).target, kernel_mapped(its, KEEP_ID).target
+    shown = [capability_of(kernel / name) for name in roots]
+    assert shown[:2] == [capability(1), capability(6)] and shown[3] == "EOVERFLOW"
+    assert [capability_of(ours / name) for name in roots] == [*shown[:3], "ENODATA"], "an error would forbid to run it"
+    assert "security.capability" not in os.listxattr(ours / "strangers")
+    assert mine.upper is not None and its.upper is not None
+    for value in (capability(7), capability(0), struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)):
+        for at in (ours, kernel):
+            os.setxattr(at / "roots", "security.capability", value)
+        assert capability_of(mine.upper / "roots") == capability_of(its.upper / "roots")
+        assert capability_of(ours / "roots") == capability_of(kernel / "roots")
+    for at in (ours, kernel):
+        with pytest.raises(OSError) as caught:
+            os.setxattr(at / "roots", "security.capability", capability(90_000))
+        assert caught.value.errno == errno.EINVAL
 
 
 #: Steps of users that FEW knows and does not know, root among the strangers to the kernel.

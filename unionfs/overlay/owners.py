@@ -1,9 +1,9 @@
 """Who owns what: the ids a mount shows for those that are stored, and the other way. Pure.
 
 Rules as fuse-overlayfs (main.c find_mapping), which container engines rely on: what no range covers is shown, and stored, as the overflow
-id; *squashing* replaces what is shown and leaves what is stored alone. What names ids elsewhere - ACLs, and the root user of a version 3
-security.capability - goes by the ranges as on an idmapped mount of the kernel: fuse-overlayfs shows those unmapped, so that a user would be
-granted what was meant for another.
+id; *squashing* replaces what is shown and leaves what is stored alone. What names ids elsewhere - ACLs, and the user who is root where a
+security.capability counts - goes by the ranges as on an idmapped mount of the kernel: fuse-overlayfs shows those unmapped, so that a user
+would be granted what was meant for another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAMED = ("st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_
 _USER, _GROUP = 0x02, 0x08
 #: struct vfs_ns_cap_data: magic and flags, two pairs of masks, the user who is root where the capabilities count.
 _CAPABILITY = struct.Struct("<IIIIII")
-_REVISION_MASK, _REVISION_3 = 0xFF000000, 0x03000000
+_REVISION_MASK, _REVISION_2, _REVISION_3 = 0xFF000000, 0x02000000, 0x03000000
 
 
 def changed(st: os.stat_result, **fields: int) -> os.stat_result:
@@ -127,13 +127,16 @@ class Owners:
 
     @staticmethod
     def _with_root(value: bytes, find: Callable[[int], int | None]) -> bytes | None:
-        if len(value) != _CAPABILITY.size:
+        """*value* for the root that *find* gives; version 2 is that of user 0 (kernel cap_inode_getsecurity)."""
+        if len(value) not in (_CAPABILITY.size, _CAPABILITY.size - 4):
             return value
-        *capabilities, root = _CAPABILITY.unpack(value)
-        if capabilities[0] & _REVISION_MASK != _REVISION_3:
+        magic, *masks, root = _CAPABILITY.unpack(value.ljust(_CAPABILITY.size, b"\0"))
+        if magic & _REVISION_MASK != (_REVISION_3 if len(value) == _CAPABILITY.size else _REVISION_2):
             return value
         other = find(root)
-        return None if other is None else _CAPABILITY.pack(*capabilities, other)
+        if other is None or other == root:
+            return None if other is None else value
+        return _CAPABILITY.pack(magic & ~_REVISION_MASK | _REVISION_3, *masks, other)
 
 
 # Owner, mode and type kept in an attribute: "uid:gid:mode[:type]", mode in octal (fuse-overlayfs utils.c override_mode; what container

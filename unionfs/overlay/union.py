@@ -341,6 +341,15 @@ class Union:
             raise error(errno.ENODATA)
         return shown
 
+    def _is_to_be_seen(self, ino: int, name: bytes) -> bool:
+        try:
+            self.getxattr(ino, name)
+        except OSError as exc:
+            if exc.errno != errno.ENODATA:
+                raise
+            return False
+        return True
+
     def _shown_value(self, name: bytes, value: bytes) -> bytes | None:
         """An attribute's value with the ids that are shown, None when it is not to be seen."""
         if self._owners is None:
@@ -368,6 +377,8 @@ class Union:
                 return []
             raise
         shown = [self.stack.names.shown(name) for name in own if name is not None]
+        if self._owners is not None and CAPABILITY in shown and not self._is_to_be_seen(ino, CAPABILITY):
+            shown.remove(CAPABILITY)
         return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
 
     @unlocking(0)

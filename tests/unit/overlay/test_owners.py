@@ -94,6 +94,16 @@ def test_squashing_leaves_who_an_acl_names() -> None:
     assert Owners(Ids(squash=0)).shown_acl(named) == named
 
 
+def test_a_version_2_capability_is_user_0s() -> None:
+    value = struct.pack("<5I", 0x02000001, 0x2000, 0, 0x30, 0)
+    of_five = struct.pack("<6I", 0x03000001, 0x2000, 0, 0x30, 0, 5)
+    moved = Owners(Ids(((0, 5, 1), (9, 0, 1))))
+    assert moved.shown_capability(value) == of_five
+    assert moved.stored_capability(value) == of_five[:-4] + struct.pack("<I", 9)
+    assert Owners(Ids(((0, 0, 9),))).shown_capability(value) == value
+    assert Owners(Ids(((7, 7, 9),))).shown_capability(value) is None
+
+
 def test_the_root_of_a_version_3_capability_is_a_user() -> None:
     owners = Owners(Ids(((1000, 0, 10),)))
     stored, shown = (struct.pack("<IIIIII", 0x03000001, 0x2000, 0, 0, 0, root) for root in (1003, 3))
@@ -104,7 +114,7 @@ def test_the_root_of_a_version_3_capability_is_a_user() -> None:
         owners.stored_capability(stored)
 
 
-@pytest.mark.parametrize("value", [struct.pack("<IIIII", 0x02000001, 0x2000, 0, 0, 0), struct.pack("<6I", 0x02000001, 0, 0, 0, 0, 5), b"x"])
+@pytest.mark.parametrize("value", [struct.pack("<5I", 0x03000001, 0, 0, 0, 0), struct.pack("<6I", 0x02000001, 0, 0, 0, 0, 5), b"x"])
 def test_what_names_no_root_is_left_alone(value: bytes) -> None:
     owners = Owners(Ids(((1000, 0, 10),)))
     assert (owners.shown_capability(value), owners.stored_capability(value)) == (value, value)

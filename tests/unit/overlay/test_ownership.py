@@ -169,6 +169,7 @@ def test_a_capability_counts_where_its_root_is_root(world: World) -> None:
     with pytest.raises(OSError) as caught:
         view.union.getxattr(view.ino(b"strange"), b"security.capability")
     assert caught.value.errno == errno.ENODATA
+    assert (list(view.xattrs(b"file")), list(view.xattrs(b"strange"))) == ([b"security.capability"], [])
     view.union.setxattr(view.ino(b"file"), b"security.capability", capability(1060))
     assert os.getxattr(world.upper / "file", "security.capability") == capability(60)
 
