@@ -31,7 +31,8 @@ ENGINES = ("pyfuse3", "kernel", "auto")
 class MountOptions:
     """What a mount is asked to be.
 
-    ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``vfs_flags``: of nosuid,
+    ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``live``: others change the lowers meanwhile,
+    and that is to show. ``vfs_flags``: of nosuid,
     nodev, noexec, noatime, nodiratime, strictatime and nosymfollow those that are on. ``private``: mounts below it do not
     propagate (buildah asks for that). ``whfiles``: ``.wh.`` files are whiteouts. ``fsync``: auto,
     strict, volatile (nobody waits for the disk, and a mark in work says so) or never (no mark). ``rename_copy_limit``: bytes.
@@ -52,6 +53,7 @@ class MountOptions:
     userxattr: bool = False
     whfiles: bool | None = None
     static_nlink: bool = False
+    live: bool = False
     private: bool = False
     writeback: bool | None = None
     timeout: float | None = None
@@ -381,6 +383,12 @@ def _fsync(draft: _Draft, value: bytes) -> None:
     draft.set(fsync=text)
 
 
+def _lowers(draft: _Draft, value: bytes) -> None:
+    if value not in (b"static", b"live"):
+        raise UsageError(f"option {_shown(b'lowers', value)}: the value must be static or live")
+    draft.set(live=value == b"live")
+
+
 _UNITS = {b"": 1, b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
 
 
@@ -455,6 +463,7 @@ _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "upperdir": lambda draft, value: draft.set(upper=_path("upperdir", value)),
     "workdir": lambda draft, value: draft.set(work=_path("workdir", value)),
     "fsync": _fsync,
+    "lowers": _lowers,
     "engine": _engine,
     "rename_copy_limit": lambda draft, value: draft.set(rename_copy_limit=_size("rename_copy_limit", value)),
     "timeout": _timeout,
@@ -504,6 +513,11 @@ _HELP = (
     ("squash_to_root, squash_to_uid=N, squash_to_gid=N", "every owner is shown as root or as N"),
     ("xattr_permissions=0|1|2", "1, 2: owners and modes are kept in attributes (security.*, user.*) of the upper's files"),
     ("whfiles=0|1, whfiles, nowhfiles", "whether .wh. files are whiteouts (default: only as a mount program)"),
+    (
+        "lowers=static|live",
+        "live: others may change the lower layers while they are mounted, which is noticed in 2 seconds\n"
+        "      at most (default static: only `unionfs refresh` makes changes show)",
+    ),
     ("static_nlink", "every directory has one link"),
     ("private, rprivate", "what is mounted in it is not seen in other mount namespaces"),
     ("writeback=0|1", "let the kernel collect writes (default 0)"),

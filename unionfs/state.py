@@ -488,11 +488,11 @@ def _mountinfo_of(pid: int | str) -> Sequence[MountInfo]:
         return ()
 
 
-def ask(device: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The server's answer to one request over its control socket. Raises MountError."""
+def ask(device: str, request: dict[str, Any], *, seconds: float = _CONTROL_SECONDS) -> dict[str, Any]:
+    """The server's answer to one request over its control socket, waited for so long. Raises MountError."""
     for dir_fd in _open_all():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-            control.settimeout(_CONTROL_SECONDS)
+            control.settimeout(seconds)
             try:
                 control.connect(_at(dir_fd, b"%s.sock" % device.encode()))
             except FileNotFoundError:

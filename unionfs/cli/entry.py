@@ -17,6 +17,7 @@ COMMANDS = {
     "fsck": "unionfs.cli.fsck:fsck",
     "list": "unionfs.cli.listing:list_mounts",
     "mount": "unionfs.cli.mount:mount",
+    "refresh": "unionfs.cli.refresh:refresh",
     "run": "unionfs.cli.run:run",
     "stats": "unionfs.cli.stats:stats",
     "umount": "unionfs.cli.umount:umount",

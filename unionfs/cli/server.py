@@ -30,6 +30,7 @@ from unionfs.linux.process import overflow_ids
 from unionfs.options import MountOptions
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
+from unionfs.overlay.watch import Watcher
 
 _WHITEOUT_FILES = (
     "the upper directory cannot hold the kernel's whiteouts: deletions are kept in .wh. files, which the kernel's overlayfs does not read"
@@ -60,6 +61,8 @@ def run(request: Request, reporter: Reporter) -> None:
         if warning:
             reporter.warning(warning)
         union = Union(stack, acl=request.options.acl, static_links=request.options.static_nlink)
+        if request.options.live:
+            union.tree.watcher = Watcher(stack.lowers)
         session.prepare()
         cleanup.enter_context(_no_more_imports())
         mount = _Mount(request, reporter, record, registration, settings)

@@ -135,6 +135,7 @@ class Operations(pyfuse3.Operations):
         self._on_ready = on_ready
         #: What the kernel was last told of an object, for as long as nothing changes anywhere: a second listing asks for all again.
         self._known: dict[int, EntryAttributes] = {}
+        self._known_limit = _KNOWN_LIMIT
         #: Set when so many nodes died that giving their memory back is worth while.
         self.memory_freed = trio.Event()
         self._building: dict[int, trio.Event] = {}
@@ -145,12 +146,24 @@ class Operations(pyfuse3.Operations):
         """The kernel has said hello: from now on the mount answers."""
         self._on_ready()
 
+    def forget_known(self) -> None:
+        """The layers have changed: ask anew."""
+        self._known.clear()
+
+    def limit_trust(self, seconds: float) -> None:
+        """From now on the kernel may believe an answer for *seconds* at most, and nothing is answered from memory here."""
+        self._timeout = min(self._timeout, seconds)
+        self._absent = attrs.absent(self._timeout)
+        self._known_limit = 0
+        self._known.clear()
+
     def _entry(self, found: tuple[Node, os.stat_result]) -> EntryAttributes:
         node, st = found
         made = attrs.entry(node.ino, node.shown, self._union.links(node, st), st, self._timeout)
-        if len(self._known) >= _KNOWN_LIMIT:
+        if len(self._known) >= self._known_limit:
             self._known.clear()
-        self._known[node.ino] = made
+        if self._known_limit:
+            self._known[node.ino] = made
         return made
 
     async def _bring_up(self, ino: int, size: int | None = None, *, data: bool = True) -> None:

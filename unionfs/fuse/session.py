@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import trio
 
     from unionfs.fuse.ops import Operations
+    from unionfs.fuse.refresh import Refresher
     from unionfs.overlay.union import Union
 
 log = logging.getLogger("unionfs.session")
@@ -136,9 +137,9 @@ def prepare() -> None:
     import pyfuse3
     import trio
 
-    from unionfs.fuse import ops, reader
+    from unionfs.fuse import ops, reader, refresh
 
-    _ = (encodings.idna, traceback, pyfuse3, trio, ops, reader)
+    _ = (encodings.idna, traceback, pyfuse3, trio, ops, reader, refresh)
 
 
 def serve(
@@ -193,11 +194,16 @@ async def _serve(
     import pyfuse3
     import trio
 
+    from unionfs.fuse.refresh import Refresher
+
+    refresher = Refresher(operations, union)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, detach)
+        await nursery.start(_stop_on_signal, detach, refresher)
         nursery.start_soon(_give_back_memory, operations, union)
+        nursery.start_soon(refresher.tell_what_was_met)
+        nursery.start_soon(refresher.watch)
         if control is not None:
-            nursery.start_soon(_answer_control, control, _Facts(operations, union))
+            nursery.start_soon(_answer_control, control, _Facts(operations, union), refresher)
         # one worker to begin with and never one more by pyfuse3's own count: the Reader starts those that are needed
         await pyfuse3.main(min_tasks=1 << 20, max_tasks=1)
         nursery.cancel_scope.cancel()
@@ -215,7 +221,7 @@ async def _give_back_memory(operations: Operations, union: Union) -> None:
 
 
 async def _stop_on_signal(
-    detach: Callable[[], None] | None, task_status: trio.TaskStatus[None]
+    detach: Callable[[], None] | None, refresher: Refresher, task_status: trio.TaskStatus[None]
 ) -> None:
     import pyfuse3
     import trio
@@ -228,7 +234,8 @@ async def _stop_on_signal(
                 with contextlib.suppress(OSError):
                     # in a thread: the kernel may ask us something on the way
                     await trio.to_thread.run_sync(detach)
-            pyfuse3.terminate()
+            async with refresher.nothing_under_way():
+                pyfuse3.terminate()
             return
 
 
@@ -259,7 +266,18 @@ def _resident_bytes() -> int:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def _answer_control(control: socket.socket, facts: _Facts) -> None:
+async def _answer(request: Any, facts: _Facts, refresher: Refresher) -> dict[str, Any]:
+    """The reply to one control request."""
+    if not isinstance(request, dict) or request.get("cmd") != "refresh":
+        return facts.answer(request)
+    path = request.get("path", "")
+    if not isinstance(path, str):
+        return {"error": "the path is no text"}
+    await refresher.refresh(path.encode("utf-8", "surrogateescape"))
+    return {"refreshed": path}
+
+
+async def _answer_control(control: socket.socket, facts: _Facts, refresher: Refresher) -> None:
     import trio
 
     async def talk(stream: trio.SocketStream) -> None:
@@ -270,9 +288,11 @@ async def _answer_control(control: socket.socket, facts: _Facts) -> None:
                 *lines, buffer = buffer.split(b"\n")
                 for line in lines:
                     try:
-                        reply = facts.answer(json.loads(line))
+                        request = json.loads(line)
                     except ValueError:
                         reply = {"error": "not JSON"}
+                    else:
+                        reply = await _answer(request, facts, refresher)
                     await stream.send_all(json.dumps(reply).encode() + b"\n")
                 if len(buffer) > _REQUEST_LIMIT:
                     return

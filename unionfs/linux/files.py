@@ -101,6 +101,13 @@ def filesystem_uuid(fd: int) -> bytes:
     return bytes(16)
 
 
+def filesystem_type(fd: int) -> int:
+    """The magic number (linux/magic.h) of the filesystem *fd* lives on."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs: at most 120 bytes, f_type first
+    _l.checked(_l.libc.fstatfs(fd, buffer))
+    return int(ctypes.c_ulong.from_buffer(buffer).value) & 0xFFFFFFFF
+
+
 def clone(source: int, target: int) -> bool:
     """Share all data of *source* with *target* (FICLONE); False where the filesystem cannot."""
     try:

@@ -53,6 +53,10 @@ class FdCache(Generic[K]):
         if fd is not None:
             os.close(fd)
 
+    def take(self, key: K) -> int | None:
+        """What is cached for *key*, from now on the caller's to close."""
+        return self._fds.pop(key, None)
+
     def clear(self) -> None:
         """Close everything."""
         for fd in self._fds.values():

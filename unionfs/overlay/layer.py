@@ -101,7 +101,11 @@ class Layer:
         return 0 if hidden else stat.S_IFMT(st.st_mode)
 
     def open_file(self, dir_fd: int, name: bytes, flags: int) -> int:
-        """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink."""
+        """Open *name* in the directory *dir_fd* of this layer; ELOOP when it is a symlink.
+
+        Never waits: what was a regular file a moment ago may be a pipe now.
+        """
+        flags |= 0 if flags & os.O_PATH else os.O_NONBLOCK
         if self.private:
             return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         return files.openat2(dir_fd, name, flags | os.O_NOFOLLOW, files.RESOLVE_BENEATH | files.RESOLVE_NO_XDEV)

@@ -25,6 +25,11 @@ _DEVICE_SHIFT = 48
 LayerEntry: TypeAlias = "Entry[Layer]"
 
 
+def is_ours(number: int) -> bool:
+    """Whether *number* was handed out by us, and says nothing of the object."""
+    return number >= _SYNTHETIC
+
+
 class Index:
     """The merged entries of one directory, with listing offsets that stay valid while it changes.
 
@@ -86,7 +91,10 @@ class Directory:
 
 
 class Orphan:
-    """Where an object without a name lives on: a held descriptor, a name in work, or a path in a lower."""
+    """Where an object without a name lives on: a held descriptor, a name in work, or a path in a lower.
+
+    With none of these it is gone: somebody took it out of the layers under us.
+    """
 
     __slots__ = ("fd", "links", "path", "work_name")
 
@@ -109,7 +117,7 @@ class Node:
     ``links``: its further known names (hard links in upper), None for most. ``orphan``: set once it has no name.
     """
 
-    __slots__ = ("children", "directory", "ino", "layer", "links", "lookups", "name", "orphan", "parent", "shown")
+    __slots__ = ("children", "directory", "ino", "kind", "layer", "links", "lookups", "name", "orphan", "parent", "shown")
 
     def __init__(
         self, ino: int, parent: Node | None, name: bytes, layer: Layer, directory: Directory | None
@@ -119,6 +127,8 @@ class Node:
         self.name = name
         self.layer = layer
         self.directory = directory
+        #: S_IFDIR, S_IFREG ... as the kernel was told: never another one with this number. 0: not known.
+        self.kind = 0
         self.lookups = 0
         self.children = 0
         self.links: list[tuple[Node, bytes]] | None = None

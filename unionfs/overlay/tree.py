@@ -22,6 +22,7 @@ from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, N
 from unionfs.overlay.owners import changed
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
+from unionfs.overlay.watch import Watcher
 from unionfs.overlay.whiteout import IMPURE, OPAQUE
 
 NAME_MAX = 255
@@ -51,10 +52,13 @@ class Tree:
         self._data: dict[int, Data] = {}
         self._orphan_fds = 0
         self._orphan_limit = share
+        #: Told of every directory that is read, when the lowers may change.
+        self.watcher: Watcher | None = None
         layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
         for layer in layers:  # the first one's numbers are shown as they are
             self.nodes.natural(layer.device, 1 << 20)
         root = Node(ROOT_INO, None, b"", layers[0], Directory(tuple((layer, b"") for layer in self._merged_roots(layers))))
+        root.kind = stat.S_IFDIR
         self.nodes.add(root)
         self.root = root
 
@@ -182,8 +186,10 @@ class Tree:
 
     @contextmanager
     def _orphan_directory(self, node: Node) -> Iterator[tuple[int, bytes]]:
-        """(directory descriptor, name) of an orphan that lives on in a lower."""
-        assert node.orphan is not None and node.orphan.path is not None
+        """(directory descriptor, name) of an orphan that lives on in a lower; ESTALE for one that does not live on."""
+        assert node.orphan is not None
+        if node.orphan.path is None:
+            raise error(errno.ESTALE, node.name)
         parent, _, name = node.orphan.path.rpartition(b"/")
         fd = node.layer.open_directory(parent)
         try:
@@ -237,6 +243,13 @@ class Tree:
         except OSError:
             return st
 
+    def fresh_stat(self, node: Node) -> os.stat_result:
+        """``stat``; ESTALE when what is there now is of another kind, which the kernel must not be told of this number."""
+        st = self.stat(node)
+        if stat.S_IFMT(st.st_mode) != node.kind:
+            raise error(errno.ESTALE, node.name)
+        return st
+
     def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show: 1 for a merged directory (as ovl_getattr), else the backing object's."""
         orphan = node.orphan
@@ -273,10 +286,13 @@ class Tree:
         directory = node.directory
         assert directory is not None
         if directory.index is None:
-            whiteouts: set[bytes] = set()
-            entries = {} if node.orphan is not None else merge(self._listings(node, whiteouts))
-            directory.index = Index(entries, whiteouts)
+            directory.index = Index({}, set()) if node.orphan is not None else self.read_index(node)
         return directory.index
+
+    def read_index(self, node: Node) -> Index:
+        """The merged entries of the directory *node* as the layers have them now."""
+        whiteouts: set[bytes] = set()
+        return Index(merge(self._listings(node, whiteouts)), whiteouts)
 
     def _listings(self, node: Node, whiteouts: set[bytes]) -> Iterator[tuple[Layer, Iterator[tuple[bytes, int]]]]:
         directory = node.directory
@@ -292,6 +308,8 @@ class Tree:
                 if exc.errno == errno.EXDEV:  # a mount point, in a layer that is no private clone
                     continue
                 raise
+            if self.watcher is not None:  # before it is read: what changes meanwhile shall not go unseen
+                self.watcher.add(node, layer, fd)
             yield layer, self._listing(directory, layer, fd)
 
     def _listing(self, directory: Directory, layer: Layer, fd: int) -> Iterator[tuple[bytes, int]]:
@@ -351,30 +369,39 @@ class Tree:
         return entry
 
     def resolve(self, parent: Node, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
-        """The node behind *entry*, made if it is not live, and its fresh attributes. A vanished backing object is ENOENT."""
+        """The node behind *entry*, made if it is not live, and its fresh attributes.
+
+        ENOENT when the backing object has vanished, ESTALE when it has become something of another kind.
+        """
         node = entry.node
         if isinstance(node, Node):
-            return node, self.stat(node)
+            return node, self.fresh_stat(node)
         fd = self.directory_fd(parent, entry.source)
         st = entry.source.stat(fd, name)
         if entry.source.is_xattr_whiteout(fd, name, st, self.stack.names):
             self._forget_whiteout(parent, name, entry)
             raise error(errno.ENOENT, name)
-        directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
-        data = self._data_of(parent, name, entry, st)
-        number = self._number(parent, name, entry, st, directory)
+        directory, data, number = self.examine(parent, name, entry, st)
         if directory is None and entry.source is self.stack.upper:
             known = self._same_upper_file(number, st)
             if known is not None:
                 self.add_name(known, parent, name, entry)
                 return known, st
         node = Node(number, parent, name, entry.source, directory)
+        node.kind = stat.S_IFMT(st.st_mode)
         self.nodes.add(node)
         entry.node = node
         if data is not None:
             self._data[node.ino] = data
             st = self._with_blocks(node, st)
         return node, st
+
+    def examine(
+        self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result
+    ) -> tuple[Directory | None, Data | None, int]:
+        """What a node for *entry*, with the attributes *st*, has to know: its directory part, where its data are, its number."""
+        directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
+        return directory, self._data_of(parent, name, entry, st), self._number(parent, name, entry, st, directory)
 
     def _forget_whiteout(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """*entry* is a whiteout in a directory that does not say it has such: the kernel lists it and finds nothing, here it then goes."""
@@ -454,9 +481,12 @@ class Tree:
     def _same_upper_file(self, number: int, st: os.stat_result) -> Node | None:
         """The live node of the upper file *st* when another of its links is known already."""
         known = self.nodes.get(number)
-        if known is None or known.directory is not None or known.layer is not self.stack.upper:
+        if known is None or known.kind != stat.S_IFMT(st.st_mode) or known.layer is not self.stack.upper:
             return None
-        other = self.stat(known)
+        try:
+            other = self.stat(known)
+        except OSError:  # its name was taken away under us
+            return None
         return known if (other.st_dev, other.st_ino) == (st.st_dev, st.st_ino) else None
 
     def add_name(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
@@ -512,7 +542,44 @@ class Tree:
         self._drop_objects(node)
         if node.directory is not None:
             self._drop_directory_fds(node)
+            self._unwatch(node)
         self.bury(self.nodes.reparent(node, None, node.name))
+
+    def lose(self, node: Node) -> None:
+        """*node* was taken out of the layers under us. A file goes on with the descriptor that is cached of its data, if there is one."""
+        self._data.pop(node.ino, None)
+        fd = self._files.take((node.ino, True))
+        if fd is None:
+            fd = self._files.take((node.ino, False))
+        self.forget_descriptors(node)
+        if fd is not None and self._orphan_fds >= self._orphan_limit:
+            os.close(fd)
+            fd = None
+        if node.directory is not None:
+            node.directory.index = None
+        self.make_orphan(node, Orphan() if fd is None else Orphan(fd=fd))
+        self.bury(self.nodes.reap(node))
+
+    def moved(self, node: Node, layer: Layer, directory: Directory | None, data: Data | None) -> None:
+        """*node* has its topmost copy in *layer* from now on, and the lower parts of *directory*, or its data at *data*."""
+        self.forget_descriptors(node)
+        node.layer = layer
+        if node.directory is not None and directory is not None:
+            if node.directory.lowers != directory.lowers:
+                self._unwatch(node)
+            node.directory.lowers, node.directory.redirect = directory.lowers, directory.redirect
+        elif data is not None:
+            self._data[node.ino] = data
+        else:
+            self._data.pop(node.ino, None)
+
+    def forget_descriptors(self, node: Node) -> None:
+        """Close what is cached of *node*: it is opened anew when it is needed."""
+        self._files.drop((node.ino, True))
+        self._files.drop((node.ino, False))
+        self._drop_objects(node)
+        if node.directory is not None:
+            self._drop_directory_fds(node)
 
     def abandon_orphan(self, orphan: Orphan) -> None:
         """Undo ``prepare_orphan``: the name stays after all."""
@@ -536,12 +603,9 @@ class Tree:
         """Give back all that the removed nodes *dead* held."""
         for node in dead:
             self._data.pop(node.ino, None)
-            self._files.drop((node.ino, True))
-            self._files.drop((node.ino, False))
-            self._drop_objects(node)
+            self.forget_descriptors(node)
             self._drop_orphan(node)
-            if node.directory is not None:
-                self._drop_directory_fds(node)
+            self._unwatch(node)
             names = [(node.parent, node.name), *(node.links or ())]
             for parent, name in names:
                 if parent is None or parent.directory is None or parent.directory.index is None:
@@ -552,6 +616,10 @@ class Tree:
             for parent, _ in node.links or ():
                 parent.children -= 1
                 self.bury(self.nodes.reap(parent))
+
+    def _unwatch(self, node: Node) -> None:
+        if self.watcher is not None and node.directory is not None:
+            self.watcher.forget(node)
 
     def _drop_objects(self, node: Node) -> None:
         self._objects.drop((node.ino, True))
@@ -574,7 +642,7 @@ class Tree:
         if node.parent is None:
             raise error(errno.ENOENT, node.name)
         self.copy_up_directory(node.parent)
-        draft = self._draft(node, self.stat(node), 0)
+        draft = self._draft(node, self.fresh_stat(node), 0)
         draft.build()
         self.publish(node, draft)
 
@@ -600,7 +668,7 @@ class Tree:
             return self._data_draft(node, size) if data and node.ino in self._data else None
         if node.parent is not None:
             self.copy_up_directory(node.parent)
-        st = self.stat(node)
+        st = self.fresh_stat(node)
         draft = self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
         if not data and self.stack.features.metacopy and node.parent is not None and stat.S_ISREG(st.st_mode):
             draft.metacopy, draft.size, draft.sync = True, 0, self.stack.strict
@@ -705,6 +773,7 @@ class Tree:
         """The directory *node* is upper's alone from now on."""
         assert node.directory is not None
         self._drop_directory_fds(node)
+        self._unwatch(node)
         node.directory.lowers, node.directory.redirect = (), None
 
     def mark_impure(self, directory: Node) -> None:
@@ -730,4 +799,6 @@ class Tree:
         self._directories.clear()
         self._files.clear()
         self._objects.clear()
+        if self.watcher is not None:
+            self.watcher.close()
 

@@ -26,6 +26,7 @@ from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
 from unionfs.overlay.redirect import redirect_file
+from unionfs.overlay.refresh import Outdated, refresh_directory
 from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree, error
@@ -82,6 +83,11 @@ class Change:
     mtime_ns: int | None = None
 
 
+def _proves_outdated(exc: OSError) -> bool:
+    """Whether an object that is in an index but not to be found says that the index is old."""
+    return exc.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP)
+
+
 class Union:
     """A mounted or unmounted union over *stack*; owns it from now on."""
 
@@ -93,6 +99,8 @@ class Union:
         self._acl = acl
         self._owner = os.geteuid(), os.getegid()
         self._owners = stack.features.owners
+        #: Told what the kernel has to forget when a verb meets layers that were changed under us.
+        self.on_outdated: Callable[[Outdated], None] = lambda _: None
 
     def _unlock(self, failure: PermissionError, step: Callable[[], Result], named: list[tuple[int, bytes | None]]) -> Result:
         """The *step* that failed, with bits lent to what was *named*: (number, None) or (directory, name)."""
@@ -117,6 +125,8 @@ class Union:
         """The object *name* in the directory *parent* and its attributes, None when there is none. Counts."""
         tree = self.tree
         directory = tree.directory(parent)
+        if tree.watcher is not None:
+            self._catch_up(directory)
         try:  # not by the decorator: it would be most of what a name costs that is not there
             entry = tree.find(directory, name)
             if entry is None:
@@ -124,12 +134,36 @@ class Union:
                     raise error(errno.ENAMETOOLONG)
                 return None
             node, st = tree.resolve(directory, name, entry)
-        except FileNotFoundError:  # taken away below us
-            return None
         except PermissionError as exc:
             return self._unlock(exc, partial(self.lookup, parent, name), [(parent, name)])
+        except OSError as exc:
+            if not _proves_outdated(exc):
+                raise
+            found = None if tree.find(directory, name) is None else self._look_again(directory, name)
+            if found is None:
+                return None
+            node, st = found
         node.lookups += 1
         return self._shown(node, st)
+
+    def _look_again(self, directory: Node, name: bytes) -> tuple[Node, os.stat_result] | None:
+        """The object *name*, after what is remembered of *directory* has proved outdated; None when there is none.
+
+        When somebody is at it just now it is an error again: None is something the kernel would remember.
+        """
+        self.refresh_directory(directory)
+        entry = self.tree.find(directory, name)
+        return None if entry is None else self.tree.resolve(directory, name, entry)
+
+    def refresh_directory(self, directory: Node) -> None:
+        """Look anew at the layers' parts of *directory*; what the kernel has to forget is said to ``on_outdated``."""
+        for outdated in refresh_directory(self.tree, directory):
+            self.on_outdated(outdated)
+
+    def _catch_up(self, directory: Node) -> None:
+        watcher = self.tree.watcher
+        if watcher is not None and watcher.is_outdated(directory):
+            self.refresh_directory(directory)
 
     def _shown(self, node: Node, st: os.stat_result) -> tuple[Node, os.stat_result]:
         """*node* and its attributes as they leave the union: with the ids that are shown."""
@@ -154,7 +188,7 @@ class Union:
     def getattr(self, ino: int) -> tuple[Node, os.stat_result]:
         """The object *ino* and its attributes."""
         node = self.tree.node(ino)
-        return self._shown(node, self.tree.stat(node))
+        return self._shown(node, self.tree.fresh_stat(node))
 
     def links(self, node: Node, st: os.stat_result) -> int:
         """The link count to show for *node*."""
@@ -176,6 +210,7 @@ class Union:
         """
         node = self.tree.directory(ino)
         if after < 1:
+            self._catch_up(node)
             yield b".", 1, node
         if after < _DOTS:
             yield b"..", _DOTS, node.parent or node
@@ -191,7 +226,13 @@ class Union:
     @unlocking((0, 1))
     def entry_node(self, parent: int, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
         """The object of an *entry* that ``entries`` gave, and its attributes. Not counted: whoever tells the kernel adds to ``lookups``."""
-        return self._shown(*self.tree.resolve(self.tree.directory(parent), name, entry))
+        try:
+            return self._shown(*self.tree.resolve(self.tree.directory(parent), name, entry))
+        except OSError as exc:
+            if exc.errno == errno.ESTALE:  # another kind of object: it comes again at the end of the listing
+                self.refresh_directory(self.tree.directory(parent))
+                raise error(errno.ENOENT, name) from None
+            raise
 
     @staticmethod
     def live_node(entry: LayerEntry) -> Node | None:

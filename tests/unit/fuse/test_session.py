@@ -22,6 +22,19 @@ UNION = SimpleNamespace(tree=SimpleNamespace(nodes=[1, 2, 3], open_descriptors=4
 OPERATIONS = SimpleNamespace(requests=Counter({"lookup": 12, "read": 3}))
 
 
+class _Refresher:
+    """Remembers what it was asked to refresh."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    async def refresh(self, path: bytes) -> None:
+        self.asked.append(path)
+
+
+REFRESHER = _Refresher()
+
+
 @pytest.fixture
 def facts() -> session._Facts:
     return session._Facts(cast(Any, OPERATIONS), cast(Any, UNION))
@@ -107,7 +120,7 @@ async def test_the_control_socket_answers_a_line_for_a_line(facts: session._Fact
         control.bind(path)
         control.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(session._answer_control, control, facts)
+            nursery.start_soon(session._answer_control, control, facts, cast(Any, REFRESHER))
             async with await trio.open_unix_socket(path) as gone:
                 await gone.send_all(b'{"cmd": "st')  # half a request, then away
             async with await trio.open_unix_socket(path) as stream:
@@ -130,9 +143,20 @@ async def test_an_endless_line_is_cut_off(facts: session._Facts, scratch: Path) 
         control.bind(path)
         control.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(session._answer_control, control, facts)
+            nursery.start_soon(session._answer_control, control, facts, cast(Any, REFRESHER))
             async with await trio.open_unix_socket(path) as stream:
                 with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
                     while True:
                         await stream.send_all(b"x" * 65536)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked"),
+    [({"cmd": "refresh"}, [b""]), ({"cmd": "refresh", "path": "a/b"}, [b"a/b"]),
+     ({"cmd": "refresh", "path": "caf\udce9"}, [b"caf\xe9"]), ({"cmd": "refresh", "path": 5}, []), ({"cmd": "stats"}, [])],
+)
+async def test_a_refresh_is_answered_when_it_is_done(facts: session._Facts, request_: dict[str, Any], asked: list[bytes]) -> None:
+    refresher = _Refresher()
+    answer = await session._answer(request_, facts, cast(Any, refresher))
+    assert refresher.asked == asked and ("refreshed" in answer) == bool(asked)
