@@ -338,6 +338,25 @@ def test_a_user_without_privileges_is_served_by_auto_and_told_why(scratch: Path,
         ns.must(*our_program(), "umount", mnt.path, user=1000)
 
 
+def test_an_ordinary_user_s_own_namespace_has_the_kernel_s_engine_too(scratch: Path, layers: Layers, mnt: Place) -> None:
+    for path in (mnt.path, layers.upper, layers.work):
+        assert path is not None
+        os.chown(path, 1000, 1000)
+    program = " ".join(our_program())
+    arguments = " ".join(f"'{word}'" for word in flags(layers))
+    script = f"""
+{program} mount --engine=auto -o userxattr {arguments} {mnt.path} || exit 1
+echo new >{mnt.path}/new && rm {mnt.path}/file || exit 2
+{program} diff {mnt.path} && {program} umount {mnt.path}
+"""
+    with namespace() as ns:
+        ns.let_users_run_the_program(scratch)
+        done = ns.run("unshare", "-Urm", "sh", "-c", script, user=1000)
+    assert (done.status, done.out, done.err) == (0, "D /file\nA /new\n", "unionfs: engine kernel\n")
+    assert layers.upper is not None
+    assert (layers.upper / "new").stat().st_uid == 1000
+
+
 # ---- there and back ----
 
 def plant(lower: Path) -> None:
