@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,114 @@ def test_data_only_layers_are_taken_where_the_kernel_takes_them(
     done = ours(text, mnt)
     assert (done.status == 0) == accepted, done.err
     assert len(done.lines) == (0 if accepted else 1)
+
+
+# ---- what each option does, with the kernel beside it ----
+
+@contextmanager
+def mounted(engine: str, layers: Layers, mnt: Place, options: str, lowerdir: str | None = None) -> Iterator[Path]:
+    """A fresh upper, mounted by *engine*."""
+    renew(layers)
+    text = texts(layers) if lowerdir is None else f"lowerdir={lowerdir},upperdir={layers.upper},workdir={layers.work}"
+    done = run("mount", f"--engine={engine}", "-o", f"{text},{options}", mnt.path)
+    assert (done.status, done.err) == (0, "")
+    try:
+        yield mnt.path
+    finally:
+        assert run("umount", mnt.path).status == 0
+
+
+def rename_error(root: Path) -> int | None:
+    """What the rename of a directory of a lower is answered with."""
+    try:
+        (root / "dir").rename(root / "moved")
+    except OSError as error:
+        return error.errno
+    assert (root / "moved" / "file").read_text() == "x" * 5000
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("redirect_dir=on", None),
+        ("metacopy=on", None),
+        ("redirect_dir=off", errno.EXDEV),
+        ("redirect_dir=follow", errno.EXDEV),
+        ("redirect_dir=nofollow", errno.EXDEV),
+        ("userxattr,redirect_dir=nofollow", errno.EXDEV),
+    ],
+)
+def test_redirect_dir_decides_whether_directories_of_lowers_are_renamed(
+    layers: Layers, mnt: Place, options: str, expected: int | None
+) -> None:
+    (layers.lowers[1] / "dir").mkdir()
+    (layers.lowers[1] / "dir" / "file").write_text("x" * 5000)
+    for engine in ("kernel", "pyfuse3"):
+        with mounted(engine, layers, mnt, options) as root:
+            assert rename_error(root) == expected
+
+
+@pytest.mark.parametrize(("follow", "seen"), [("on", True), ("off", True), ("follow", True), ("nofollow", False)])
+def test_redirect_dir_decides_whether_redirects_in_layers_count(layers: Layers, mnt: Place, follow: str, seen: bool) -> None:
+    (layers.lowers[1] / "dir").mkdir()
+    (layers.lowers[1] / "dir" / "file").touch()
+    (layers.lowers[0] / "moved").mkdir()
+    os.setxattr(layers.lowers[0] / "moved", "trusted.overlay.redirect", b"/dir")
+    for engine in ("kernel", "pyfuse3"):
+        with mounted(engine, layers, mnt, f"redirect_dir={follow}") as root:
+            try:
+                found = os.listdir(root / "moved")
+            except PermissionError:  # nofollow: it is not even looked into
+                found = []
+            assert (found == ["file"]) == seen, engine
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("", None),
+        (",rename_copy_limit=1M", None),
+        (",rename_copy_limit=4K", errno.EXDEV),
+        (",rename_copy_limit=0", errno.EXDEV),
+    ],
+)
+def test_under_userxattr_a_directory_is_copied_for_a_rename_up_to_the_limit(
+    layers: Layers, mnt: Place, limit: str, expected: int | None
+) -> None:
+    (layers.lowers[1] / "dir").mkdir()
+    (layers.lowers[1] / "dir" / "file").write_text("x" * 5000)
+    with mounted("pyfuse3", layers, mnt, f"userxattr{limit}") as root:
+        assert rename_error(root) == expected
+
+
+@pytest.mark.parametrize("options", ["metacopy=on", "metacopy=off", "userxattr"])
+def test_metacopy_decides_whether_a_change_of_mode_copies_data(layers: Layers, mnt: Place, options: str) -> None:
+    (layers.lowers[1] / "big").write_bytes(b"x" * 100_000)
+    assert layers.upper is not None
+    for engine in ("kernel", "pyfuse3"):
+        with mounted(engine, layers, mnt, options) as root:
+            (root / "big").chmod(0o600)
+            assert (root / "big").read_bytes() == b"x" * 100_000
+        blocks = (layers.upper / "big").stat().st_blocks  # a few for attributes
+        assert (blocks < 100) == (options == "metacopy=on"), engine
+
+
+@pytest.mark.parametrize("form", ["{0}:{1}::{2}", "datadir+"])
+def test_data_only_layers_hold_the_data_of_metacopies_and_no_names(scratch: Path, layers: Layers, mnt: Place, form: str) -> None:
+    data = scratch / "data"
+    data.mkdir()
+    (data / "real").write_text("the data\n")
+    (layers.lowers[0] / "shown").touch()
+    os.truncate(layers.lowers[0] / "shown", 9)
+    os.setxattr(layers.lowers[0] / "shown", "trusted.overlay.metacopy", b"")
+    os.setxattr(layers.lowers[0] / "shown", "trusted.overlay.redirect", b"/real")
+    text = form.format(*layers.lowers, data) if "{" in form else ":".join(map(str, layers.lowers))
+    more = "" if "{" in form else f",datadir+={data}"
+    for engine in ("kernel", "pyfuse3"):
+        with mounted(engine, layers, mnt, f"metacopy=on{more}", text) as root:
+            assert (root / "shown").read_text() == "the data\n"
+            assert not (root / "real").exists()
 
 
 @pytest.mark.parametrize("word", ["volatile", "fsync=volatile"])
