@@ -13,6 +13,7 @@ from unionfs.errors import UnionfsError, UsageError, printable
 
 #: The commands of ``unionfs``: where each is defined. Imported by name when called, so that none pays for another.
 COMMANDS = {
+    "convert": "unionfs.cli.convert:convert",
     "diff": "unionfs.cli.diff:diff",
     "fsck": "unionfs.cli.fsck:fsck",
     "list": "unionfs.cli.listing:list_mounts",

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from unionfs.linux import libc as _l
 
@@ -65,6 +67,15 @@ def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     pairs = [(0, _UTIME_OMIT) if t is None else divmod(t, 1_000_000_000) for t in (atime_ns, mtime_ns)]
     times = struct.pack("=qqqq", *pairs[0], *pairs[1])
     _l.checked(_l.libc.utimensat(-100, path, times, 0 if is_descriptor(path) else AT_SYMLINK_NOFOLLOW), path)
+
+
+@contextmanager
+def kept_times(fd: int) -> Iterator[None]:
+    """The object behind *fd* has the same times after the block as before."""
+    before = os.fstat(fd)
+    yield
+    if os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
+        utimens(path_at(fd, b""), before.st_atime_ns, before.st_mtime_ns)
 
 
 def reopen(fd: int, flags: int) -> int:

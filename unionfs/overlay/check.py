@@ -383,9 +383,8 @@ def _root_object(layer: Layer) -> Object:
 
 def _unlink_quietly(dir_fd: int, name: bytes) -> None:
     """Remove *name* and leave the times of its directory as they were."""
-    before = os.fstat(dir_fd)
-    os.unlink(name, dir_fd=dir_fd)
-    files.utimens(files.path_at(dir_fd, b""), before.st_atime_ns, before.st_mtime_ns)
+    with files.kept_times(dir_fd):
+        os.unlink(name, dir_fd=dir_fd)
 
 
 def _can_open_handles(layers: Sequence[Layer]) -> bool:

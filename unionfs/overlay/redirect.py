@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from unionfs.linux import xattrs
+from unionfs.linux import files, xattrs
 from unionfs.overlay.features import Redirect
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.tree import Tree, error
@@ -85,7 +85,7 @@ def fits(tree: Tree, node: Node) -> bool:
     left = tree.stack.features.copy_limit
     if not left:
         return False
-    for entry, child in _below(tree, node):
+    for entry, child in below(tree, node):
         if child.layer is not tree.upper and entry.kind == stat.S_IFREG:
             left -= tree.stat(child).st_size
         if left < 0:
@@ -99,7 +99,7 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
     At any moment it looks the same; after a kill half way it is merely copied up.
     """
     tree.bring_up(node)
-    for entry, child in _below(tree, node):
+    for entry, child in below(tree, node):
         tree.bring_up(child)
         entry.below, entry.more = False, ()
         if child.directory is not None:
@@ -107,7 +107,7 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
     _shut(tree, node)
 
 
-def _below(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node]]:
+def below(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node]]:
     """Everything below the directory *node*, what a directory holds before itself; each node is live as long as it is looked at."""
     node.lookups += 1
     try:
@@ -116,7 +116,7 @@ def _below(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node]]:
             child.lookups += 1
             try:
                 if child.directory is not None:
-                    yield from _below(tree, child)
+                    yield from below(tree, child)
                 yield entry, child
             finally:
                 child.lookups -= 1
@@ -131,5 +131,6 @@ def _shut(tree: Tree, node: Node) -> None:
     if not node.directory.lowers:
         return
     xattrs.put(tree.place(node), tree.stack.names.opaque, OPAQUE)
-    tree.drop_whiteouts(node)
+    with files.kept_times(tree.upper_fd(node)):
+        tree.drop_whiteouts(node)
     tree.forget_lowers(node)

@@ -197,6 +197,12 @@ class World:
         self._open.append(union)
         return View(union)
 
+    def open_lowers(self, lowers: Sequence[Path], **features: Any) -> View:
+        """A union of *lowers* that cannot be written."""
+        union = Union(open_stack([os.fsencode(path) for path in lowers], None, None, Features(**features)))
+        self._open.append(union)
+        return View(union)
+
     def close(self, view: View) -> None:
         self._open.remove(view.union)
         view.union.close()
