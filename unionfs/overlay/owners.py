@@ -24,7 +24,7 @@ CAPABILITY = b"security.capability"
 Ranges = tuple[tuple[int, int, int], ...]
 
 #: What os.stat_result takes by position, and what by name.
-_SEQUENCE = ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size")
+_PLACES = {"st_mode": 0, "st_ino": 1, "st_dev": 2, "st_nlink": 3, "st_uid": 4, "st_gid": 5, "st_size": 6}
 _NAMED = ("st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_blocks", "st_rdev")
 _USER, _GROUP = 0x02, 0x08
 #: struct vfs_ns_cap_data: magic and flags, two pairs of masks, the user who is root where the capabilities count.
@@ -34,9 +34,14 @@ _REVISION_MASK, _REVISION_2, _REVISION_3 = 0xFF000000, 0x02000000, 0x03000000
 
 def changed(st: os.stat_result, **fields: int) -> os.stat_result:
     """*st* with other values in *fields*, which are no times."""
-    given = fields.get
-    sequence = [given(name, value) for name, value in zip(_SEQUENCE, st, strict=False)]
-    return os.stat_result([*sequence, *st[len(_SEQUENCE) :]], {name: given(name, getattr(st, name)) for name in _NAMED})
+    sequence = list(st)
+    named = {name: getattr(st, name) for name in _NAMED}
+    for name, value in fields.items():
+        if name in named:
+            named[name] = value
+        else:
+            sequence[_PLACES[name]] = value
+    return os.stat_result(sequence, named)
 
 
 def _invalid() -> OSError:
@@ -55,13 +60,19 @@ class Ids:
         """The id that *stored* is for a user of the mount; None where no range covers it."""
         if not self.ranges:
             return stored
-        return next((shown + stored - first for first, shown, count in self.ranges if first <= stored < first + count), None)
+        for first, shown, count in self.ranges:
+            if 0 <= stored - first < count:
+                return shown + stored - first
+        return None
 
     def find_stored(self, shown: int) -> int | None:
         """The id on disk of what a user of the mount calls *shown*; None where no range covers it."""
         if not self.ranges:
             return shown
-        return next((first + shown - start for first, start, count in self.ranges if start <= shown < start + count), None)
+        for first, start, count in self.ranges:
+            if 0 <= shown - start < count:
+                return first + shown - start
+        return None
 
     def shown(self, stored: int) -> int:
         """The owner to show."""
