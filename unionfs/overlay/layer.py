@@ -160,8 +160,12 @@ class Layer:
                     name = os.fsencode(entry.name)
                     if names.is_mark(name):
                         hidden.append(hidden_by_file(name))
-                    else:
-                        yield name, self._entry_type(dir_fd, name, entry, names if marked else None)
+                        continue
+                    try:
+                        kind = self._entry_type(dir_fd, name, entry, names if marked else None)
+                    except FileNotFoundError:  # a whiteout that an overlay below us lists and does not find
+                        continue
+                    yield name, kind
         finally:
             os.close(fd)
         for gone in hidden:

@@ -377,7 +377,12 @@ class Tree:
         if isinstance(node, Node):
             return node, self.fresh_stat(node)
         fd = self.directory_fd(parent, entry.source)
-        st = entry.source.stat(fd, name)
+        try:
+            st = entry.source.stat(fd, name)
+        except FileNotFoundError:
+            if entry.source is not self.stack.upper:  # a whiteout that an overlay below us lists and does not find
+                self._forget_whiteout(parent, name, entry)
+            raise
         if entry.source.is_xattr_whiteout(fd, name, st, self.stack.names):
             self._forget_whiteout(parent, name, entry)
             raise error(errno.ENOENT, name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import system
+from tests.support.mounts import Layers, Mounts
 from tests.unit.overlay.world import PREFIX, USERXATTR, View, World, mark, put, whiteout
 from unionfs.linux import xattrs
 from unionfs.overlay import stack
@@ -182,6 +183,46 @@ def test_a_whiteout_is_a_device_0_0_and_other_devices_are_not(
     os.mknod(top / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.mknod(top / "block", stat.S_IFBLK | 0o600, os.makedev(0, 0))
     assert scanned(layer_at(top)) == {b"gone": 0, b"null": stat.S_IFCHR, b"block": stat.S_IFBLK}
+
+
+@pytest.mark.root
+@pytest.mark.overlayfs
+def test_what_an_overlay_below_lists_and_does_not_find_is_passed_over(
+    scratch: Path, mounts: Mounts, layer_at: Callable[..., Layer]
+) -> None:
+    """The kernel's overlayfs lists whiteouts of directories that it does not merge."""
+    top, base = scratch / "top", scratch / "base"
+    put(top / "directory" / "file")
+    whiteout(top / "directory" / "gone")
+    put(top / "directory" / "gone too")
+    mark(top / "directory" / "gone too", "whiteout")
+    mark(top / "directory", "opaque", b"x")
+    os.setxattr(top / "directory", f"{PREFIX}overlay.opaque", b"x")  # so that the overlay shows the mark, too
+    base.mkdir()
+    mount = mounts.kernel(Layers((top, base)))
+    assert sorted(os.listdir(mount.target / "directory")) == ["file", "gone", "gone too"]
+    layer = layer_at(mount.target)
+    fd = layer.open_directory(b"directory")
+    assert list(layer.scan(fd, NAMES)) == [(b"file", stat.S_IFREG)]
+    os.close(fd)
+
+
+@pytest.mark.root
+@pytest.mark.overlayfs
+def test_what_an_overlay_below_lists_and_does_not_find_can_be_made(world: World, mounts: Mounts) -> None:
+    top, base = world.lowers
+    put(base / "directory" / "file")
+    mark(put(base / "directory" / "gone"), "whiteout")
+    (base.parent / "empty").mkdir()
+    mount = mounts.kernel(Layers((base, base.parent / "empty")))
+    world.lowers[:] = [top, mount.target]
+    view = world.open()
+    assert view.names(b"directory") == [b"file", b"gone"]
+    assert view.find(b"directory/gone") is None
+    view.make_file(b"directory/gone", b"new")
+    assert view.names(b"directory") == [b"file", b"gone"]
+    assert view.read(b"directory/gone") == b"new"
+    world.close_all()
 
 
 def test_an_xattr_whiteout_counts_only_in_a_directory_marked_x(scratch: Path, layer_at: Callable[..., Layer]) -> None:
