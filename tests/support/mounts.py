@@ -37,11 +37,12 @@ def our_program() -> list[str]:
 
 @dataclass(frozen=True)
 class Layers:
-    """The directories of one stack. `lowers` is topmost first."""
+    """The directories of one stack. `lowers` is topmost first; below them are the data-only ones."""
 
     lowers: tuple[Path, ...]
     upper: Path | None = None
     work: Path | None = None
+    data: tuple[Path, ...] = field(default=(), kw_only=True)
 
 
 class MountFailed(Exception):
@@ -186,6 +187,8 @@ class Mounts:
         command = [*prefix, *our_program(), "mount", "--log", str(log), *options]
         for lower in layers.lowers:
             command += ["--lower", str(lower)]
+        for below in layers.data:
+            command += ["-o", f"datadir+={below}"]
         if layers.upper is not None:
             command += ["--upper", str(layers.upper), "--work", str(layers.work)]
         _run_to_its_end([*command, str(target)], environment)
@@ -199,7 +202,7 @@ class Mounts:
             empty = self.scratch / f"empty{next(self._numbers)}"
             empty.mkdir()
             lowers = (*lowers, empty)
-        data = [f"lowerdir={_joined(lowers)}", options]
+        data = ["::".join([f"lowerdir={_joined(lowers)}", *map(str, layers.data)]), options]
         if layers.upper is not None:
             data.append(f"upperdir={layers.upper},workdir={layers.work}")
         try:
@@ -220,9 +223,15 @@ class Mounts:
         return self._keep(Mount(target, layers, "fuse-overlayfs", None, _servers_of(target)))
 
     def by_kind(self, kind: str) -> Callable[..., Mount]:
-        """The mounting function of a name: ours, kernel or fuse-overlayfs."""
+        """The mounting function of a name: ours, kernel or fuse-overlayfs. It takes the layers, a target, and as `options` a text of -o."""
+        def ours(layers: Layers, *, options: str = "", target: Path | None = None) -> Mount:
+            return self.ours(layers, *(("-o", options) if options else ()), target=target)
+
+        def fuse_overlayfs(layers: Layers, *, options: str = "", target: Path | None = None) -> Mount:
+            return self.fuse_overlayfs(layers, target=target)
+
         functions: dict[str, Callable[..., Mount]] = {
-            "ours": self.ours, "kernel": self.kernel, "fuse-overlayfs": self.fuse_overlayfs}
+            "ours": ours, "kernel": self.kernel, "fuse-overlayfs": fuse_overlayfs}
         return functions[kind]
 
     def close(self) -> list[str]:

@@ -68,7 +68,8 @@ def lower_directories(
 def data_of(stack: Stack, above: Sequence[Place], source: Layer, name: bytes, marks: dict[bytes, bytes]) -> Data:
     """Where the data of the metacopy *name* in *source* is; *above*: its parent's lower directories, *marks*: its own marks.
 
-    OSError(EIO) when there is none, EPERM when it is not to be followed.
+    OSError(EIO) when there is none, EPERM when it is not to be followed. A metacopy in upper leads to a data-only layer only through
+    one in a lower (ovl_lookup).
     """
     check_metacopy(marks[stack.names.metacopy])
     way = _Way(stack, above, source, name, metacopy=True)
@@ -76,7 +77,7 @@ def data_of(stack: Stack, above: Sequence[Place], source: Layer, name: bytes, ma
     if redirect is not None:
         way.turn(redirect, b"", b"")
     places = way.down()
-    if way.metacopy and stack.data and way.absolute:  # needs no metacopy=on
+    if way.metacopy and stack.data and way.absolute and (places or source is not stack.upper):  # needs no metacopy=on
         return Data(None, way.name[1:])
     if not stack.features.metacopy:
         raise _error(errno.EPERM, name)

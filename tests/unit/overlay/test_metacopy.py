@@ -309,3 +309,23 @@ def test_data_only_layers_hold_data_and_no_names(scratch: Path, mounts: Mounts, 
     options = KERNEL.replace("metacopy=on", f"metacopy={metacopy}")
     mount = mounts.kernel(Layers((Path(lowers),), world.upper, world.work), options=options)
     assert [(mount.target / name).read_bytes() for name in ("renamed", "one", "both")] == [b"0" * 7000, b"X" + b"1" * 6999, b"b0"]
+
+
+@pytest.mark.overlayfs
+@pytest.mark.root
+def test_a_metacopy_in_upper_does_not_lead_straight_to_a_data_only_layer(scratch: Path, mounts: Mounts) -> None:
+    """When a layer that was merged is made a data-only one, the upper's metacopies lose their data, here as there."""
+    world = World(scratch, lowers=1)
+    put(scratch / "data" / "big", b"data")
+    put(world.upper / "direct", b"1234")
+    mark(world.upper / "direct", "metacopy", b"")
+    mark(world.upper / "direct", "redirect", b"/big")
+    view = world.open(metacopy=True, data=[scratch / "data"])
+    with pytest.raises(OSError) as caught:
+        view.stat(b"direct")
+    assert caught.value.errno == errno.EIO
+    world.close(view)
+    mount = mounts.kernel(Layers(tuple(world.lowers), world.upper, world.work, data=(scratch / "data",)), options=KERNEL)
+    with pytest.raises(OSError) as caught:
+        (mount.target / "direct").stat()
+    assert caught.value.errno == errno.EIO
