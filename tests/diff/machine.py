@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.diff import operations
-from tests.diff.layers import Stack, build
+from tests.diff.layers import OLD, Stack, build
 from tests.diff.operations import Answer, Side
+from tests.diff.settings import Setting
 from tests.diff.steps import Step
 from tests.support import acl, tree
 from tests.support.mounts import Layers, Mount, Mounts
@@ -54,6 +55,8 @@ def _is_error(answer: Answer) -> bool:
     return isinstance(answer, str) and answer in errno.errorcode.values()
 
 
+REDIRECT_MAX = 256
+_KEPT_COPY_UP = {"kept_chmod", "kept_setxattr"}
 _DROPS_SETGID = {"open_file", "write", "truncate", "chown", "kept_write", "kept_append", "kept_truncate"}
 
 
@@ -69,14 +72,15 @@ def _answer(side: Side, step: Step) -> Answer:
         return errno.errorcode[error.errno or 0]
 
 
-def _prepare(stack: Stack, scratch: Path) -> tuple[Layers, Layers]:
+def _prepare(stack: Stack, setting: Setting, scratch: Path) -> tuple[Layers, Layers]:
     """The layers twice: built once, then copied. The mount points lie deep: a symlink may lead out by `..`."""
     first, second = scratch / "subject", scratch / "kernel"
     first.mkdir()
     for number, lower in enumerate(stack.lowers):
-        build(lower, first / f"lower{number}")
-    build(stack.upper, first / "upper")
+        build(lower, first / f"lower{number}", setting.marked)
+    build(stack.upper, first / "upper", setting.marked)
     (first / "work").mkdir()
+    (first / "nested").mkdir()
     (first / "out" / "mnt").mkdir(parents=True)
     subprocess.run(["cp", "-a", "--preserve=all", first, second], check=True, timeout=30)
     return _layers_in(first, len(stack.lowers)), _layers_in(second, len(stack.lowers))
@@ -89,37 +93,83 @@ def _layers_in(side: Path, lowers: int) -> Layers:
 class Comparison:
     """The two mounts of one run. `subject` names the filesystem that is held against the kernel's."""
 
-    def __init__(self, subject: str, stack: Stack, directory: Path, counters: Counters) -> None:
+    def __init__(self, subject: str, setting: Setting, stack: Stack, directory: Path, counters: Counters) -> None:
         self.subject = subject
+        self.setting = setting
         self.counters = counters
-        self.mounts = Mounts(directory)
-        self.layers = _prepare(stack, directory)
-        self.prints = self._fingerprints()
-        self.live = (
-            self.mounts.by_kind(subject)(self.layers[0], target=directory / "subject" / "out" / "mnt"),
-            self.mounts.kernel(self.layers[1], target=directory / "kernel" / "out" / "mnt"),
-        )
-        self.sides = (self._side(self.live[0], subject), self._side(self.live[1], "kernel"))
+        self.targets = tuple(directory / name / "out" / "mnt" for name in ("subject", "kernel"))
+        self.layers = _prepare(stack, setting, directory)
+        self.prints = {lower: tree.fingerprint(lower) for layers in self.layers for lower in layers.lowers}
+        self.xattr_whiteouts = any(node.kind == "xattr whiteout" for layer in stack.lowers for _, node in layer)
+        self.inner = Mounts(directory)
+        if setting.nested and len(stack.lowers) > 1:
+            self.layers = self._nested(self.layers[0]), self._nested(self.layers[1])
+        self.mounts = Mounts(directory / "logs")  # not the directory of those that stay
+        self.mounts.scratch.mkdir()
+        self.sides: tuple[Side, ...] = ()
+        self._mount()
+
+    def _nested(self, layers: Layers) -> Layers:
+        first, *others = layers.lowers
+        inner = self.inner.kernel(Layers(tuple(others)), target=first.parent / "nested")
+        return replace(layers, lowers=(first, inner.target))
+
+    def _mount(self) -> None:
+        makers = self.mounts.by_kind(self.subject), self.mounts.kernel
+        self.live = tuple(maker(self._as_set(layers), target=target, options=self.setting.options)
+                          for maker, layers, target in zip(makers, self.layers, self.targets, strict=True))
+        self.sides = (self._side(self.live[0], self.subject), self._side(self.live[1], "kernel"))
+
+    def _as_set(self, layers: Layers) -> Layers:
+        """With the bottom lower as a data-only one, where that is set and it is not the only one."""
+        *lowers, bottom = layers.lowers
+        return replace(layers, lowers=tuple(lowers), data=(bottom,)) if self.setting.data and lowers else layers
 
     @staticmethod
     def _side(mount: Mount, name: str) -> Side:
         return Side(name, mount.path, os.fsencode(mount.layers.upper or b""), hide_ghosts=mount.kind == "kernel")
 
-    def _fingerprints(self) -> list[list[str]]:
-        return [[tree.fingerprint(lower) for lower in layers.lowers] for layers in self.layers]
-
     # ---- one step ----
 
     def do(self, step: Step) -> None:
         """Raises Disagreement when the answers, or the touched objects and their directories, are not the same."""
-        if step.verb == "remove_tree":
+        if step.verb == "remount":
+            self._remount(step, *step.arguments)
+        elif step.verb == "remove_tree":
             for victim in self._below(step.arguments[0]):
-                self._do_one(Step(self._remover(victim), (victim,)))
-        elif step.verb != "kept_read" or self._coherent(step.arguments[0]):
+                self.do(Step(self._remover(victim), (victim,)))
+        elif not self._incomparable(step):
             self._do_one(self._comparable(step))
 
+    def _remount(self, step: Step, setting: Setting, swap: bool, rotate: bool) -> None:
+        """Unmount both and mount again. What both show stays the same, but for what another setting refuses to follow."""
+        _, before = self._look()
+        numbers = _numbers(self.sides[0].root, before)
+        self._unmount()
+        if rotate:
+            self.layers = _rotated(self.layers[0]), _rotated(self.layers[1])
+            self.prints |= {layers.lowers[0]: tree.fingerprint(layers.lowers[0]) for layers in self.layers}
+        if swap:
+            self.layers = self.layers[1], self.layers[0]
+        same, self.setting = setting == self.setting, setting
+        self._make_mountable()
+        self._mount()
+        ours, kernels = self._look()
+        _same(ours, kernels, (f"{self.subject} after {step}", "the kernel's"))
+        if same and not rotate:  # a rotated upper no longer decides the root's attributes
+            _same(kernels, before, (f"the kernel's after {step}", "before it"))
+            if not swap and not setting.nested and self.subject == "ours":  # an overlay in a lower does not keep its own
+                _kept_numbers(numbers, _numbers(self.sides[0].root, before), step)
+
+    def _make_mountable(self) -> None:
+        """Remove the mark of a volatile mount, which says that a crash may have lost something."""
+        for layers in self.layers:
+            shutil.rmtree(str(layers.work) + "/work/incompat", ignore_errors=True)
+
     def _comparable(self, step: Step) -> Step:
-        """The step without what the kernel's FUSE is known to do in its own way."""
+        """The step in the words of the setting, without what the kernel's FUSE is known to do in its own way."""
+        words = (self.setting.marked(argument) if isinstance(argument, str) else argument for argument in step.arguments)
+        step = replace(step, arguments=tuple(words))
         if step.who and self._has_odd_setgid(step):
             step = replace(step, who=0)
         if step.umask and self._inherits_acl(step):
@@ -179,10 +229,24 @@ class Comparison:
             text = f"{path!r} is {one} in {self.subject}, {other} in kernel"
         raise Disagreement(f"after {step}\n  {text}")
 
-    def _coherent(self, slot: int) -> bool:
-        """The kernel goes on reading the lower file through what was opened before the copy-up; we need not."""
-        kept = self.sides[1].kept.get(slot)
-        return kept is None or kept.coherent
+    def _incomparable(self, step: Step) -> bool:
+        """Whether the kernel does here what we need not: it goes on reading the lower file through what was opened before the copy-up;
+        a lower file that was removed since comes back to its name when it is copied up, as the next mount shows; and a directory
+        in which it lists whiteouts that stat cannot find, or could have whiteouts by attribute in a lower part, is not empty to it.
+        A metacopy for which the redirect would be too long is not renamed by it, where we copy its data."""
+        kernel = self.sides[1]
+        if step.verb.startswith("kept_"):
+            kept = kernel.kept.get(step.arguments[0])
+            if kept is None or kept.coherent:
+                return False
+            return step.verb == "kept_read" or (step.verb in _KEPT_COPY_UP and os.fstat(kept.fd).st_nlink == 0)
+        if step.verb == "rename" and self.setting.metacopy == "on" and len(step.arguments[0]) >= REDIRECT_MAX:
+            return True
+        if step.verb in ("rmdir", "rename"):
+            with contextlib.suppress(OSError):
+                place = kernel.at(step.arguments[-1 if step.verb == "rmdir" else 1])
+                return tree.names_in(place, hide_ghosts=True) == () and (self.xattr_whiteouts or tree.names_in(place) != ())
+        return False
 
     def _below(self, path: bytes) -> list[bytes]:
         """The path and all below it on the kernel's side, deepest first; nothing when it does not exist."""
@@ -201,37 +265,67 @@ class Comparison:
 
     def finish(self) -> None:
         """Compare the live trees, then each upper under the other filesystem; no lower may have been written."""
-        ours, kernels = self._snapshots(self.live)
+        ours, kernels = self._look()
         _same(ours, kernels, (self.subject, "kernel"))
         _same_numbers(self.sides[0].root, self.sides[1].root, ours)
         self._unmount()
-        crossed = (self.mounts.by_kind(self.subject)(self.layers[1]), self.mounts.kernel(self.layers[0]))
-        ours, on_kernel = self._snapshots(crossed)
+        self.layers = self.layers[1], self.layers[0]
+        self._make_mountable()
+        self._mount()
+        ours, on_kernel = self._look()
         _same(ours, kernels, (f"the kernel's upper on {self.subject}", "the same on the kernel"))
         _same(on_kernel, kernels, (f"the upper of {self.subject} on the kernel", "the kernel's own"))
         self._unmount()
-        if self._fingerprints() != self.prints:
+        if any(tree.fingerprint(lower) != before for lower, before in self.prints.items()):
             raise Disagreement("a lower was written")
 
-    @staticmethod
-    def _snapshots(pair: tuple[Mount, Mount]) -> tuple[tree.Snapshot, tree.Snapshot]:
-        one, other = (tree.snapshot(mount.path, hide_ghosts=mount.kind == "kernel") for mount in pair)
-        return one, other
+    def _look(self) -> tuple[tree.Snapshot, ...]:
+        return tuple(tree.snapshot(side.root, hide_ghosts=side.hide_ghosts, hide_broken=True) for side in self.sides)
 
     def _unmount(self) -> None:
-        complaints = self.close()
-        if complaints:
+        if complaints := self._end():
             raise Disagreement("\n".join(complaints))
 
-    def close(self) -> list[str]:
+    def _end(self) -> list[str]:
         for side in self.sides:
             side.close()
         return self.mounts.close()
 
+    def close(self) -> list[str]:
+        return [*self._end(), *self.inner.close()]
+
+
+def _rotated(layers: Layers) -> Layers:
+    """The upper become the top lower, under an empty one. Its work directory is gone: nobody else needs it."""
+    assert layers.upper is not None and layers.work is not None
+    shutil.rmtree(layers.work)
+    layers.work.mkdir()
+    upper = layers.upper.with_name(f"upper{len(layers.lowers)}")
+    upper.mkdir(mode=0o755)
+    os.utime(upper, (OLD, OLD))
+    return replace(layers, lowers=(layers.upper, *layers.lowers), upper=upper)
+
+
+def _numbers(root: bytes, paths: Iterable[bytes]) -> dict[bytes, int]:
+    """The inode number of every file of one name and of every directory; others cannot hold an origin in a user's attributes."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(os.path.join(root, path))
+            if stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+                found[path] = status.st_ino
+    return found
+
+
+def _kept_numbers(before: dict[bytes, int], after: dict[bytes, int], step: Step) -> None:
+    changed = [f"{path!r} was {number}, is {after.get(path)}" for path, number in before.items() if after.get(path) != number]
+    if changed:
+        raise Disagreement("\n".join([f"inode numbers changed by {step}", *changed]))
+
 
 def _object(side: Side, path: bytes) -> Any:
     try:
-        return tree.entry_at(side.at(path), side.hide_ghosts)
+        return tree.entry_at(side.at(path), side.hide_ghosts, hide_broken=True)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
 
@@ -274,11 +368,11 @@ def _example_directory(scratch: Path, number: int) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def run(subject: str, stack: Stack, steps: Iterable[Step], scratch: Path, counters: Counters) -> None:
+def run(subject: str, setting: Setting, stack: Stack, steps: Iterable[Step], scratch: Path, counters: Counters) -> None:
     """Mount, do the steps, compare the end; whatever happens, nothing stays mounted."""
     counters.examples += 1
     with _example_directory(scratch, counters.examples) as directory:
-        comparison = Comparison(subject, stack, directory, counters)
+        comparison = Comparison(subject, setting, stack, directory, counters)
         try:
             for step in steps:
                 comparison.do(step)

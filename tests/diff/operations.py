@@ -140,14 +140,15 @@ def rename(side: Side, path: bytes, new: bytes, flags: int) -> Answer:
 
 
 def readdir(side: Side, path: bytes) -> Answer:
-    """Names with the type that the listing itself gives; ghosts (see tree.names_in) are left out on the kernel's side."""
+    """Names with the type that the listing itself gives; ghosts on the kernel's side and broken objects (see tree.names_in)
+    are left out."""
     top = side.at(path)
     listed = [entry.name for entry in os.scandir(top)]
     if len(set(listed)) != len(listed):
         return f"a name is listed twice: {sorted(listed)}"
     return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False), entry.is_symlink())
             for entry in sorted(os.scandir(top), key=lambda entry: entry.name)
-            if not (side.hide_ghosts and tree.is_ghost(entry.path))]
+            if not (side.hide_ghosts and tree.is_ghost(entry.path)) and not tree.is_broken(entry.path)]
 
 
 # ---- attributes ----
@@ -257,8 +258,16 @@ def keep(side: Side, slot: int, path: bytes, flags: int) -> Answer:
     fd = _open(side.at(path), flags | os.O_NOFOLLOW)
     if slot in side.kept:
         os.close(side.kept.pop(slot).fd)
-    side.kept[slot] = Open(fd, os.path.lexists(os.path.join(side.upper, path)))
+    side.kept[slot] = Open(fd, _has_data(os.path.join(side.upper, path)))
     return facts(os.fstat(fd))
+
+
+def _has_data(path: bytes) -> bool:
+    """Whether something is there that is not the attributes alone of a file below."""
+    try:
+        return "trusted.overlay.metacopy" not in os.listxattr(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
 
 
 def _kept(side: Side, slot: int) -> int:
@@ -303,8 +312,7 @@ def kept_list(side: Side, slot: int) -> Answer:
     """The names of a directory kept open, which may have been removed since."""
     fd = _kept(side, slot)
     here = os.fsencode(f"/proc/self/fd/{fd}")
-    return sorted(name for name in map(os.fsencode, os.listdir(fd))
-                  if not (side.hide_ghosts and tree.is_ghost(os.path.join(here, name))))
+    return list(tree.names_in(here, side.hide_ghosts, hide_broken=True))
 
 
 def close(side: Side, slot: int) -> Answer:

@@ -27,6 +27,7 @@ from tests.diff.layers import (
     visible,
 )
 from tests.diff.operations import EXCHANGE, NOREPLACE
+from tests.diff.settings import Setting, later
 from tests.support import acl
 
 
@@ -75,9 +76,8 @@ def _mostly(wanted: list[bytes]) -> Paths:
     return st.one_of(picked, picked, picked, everywhere)
 
 
-def steps_on(stack: Stack) -> st.SearchStrategy[Step | None]:
-    """Single steps that fit the stack; None, the simplest, is no step at all."""
-    seen = visible(stack)
+def steps_on(seen: dict[bytes, str]) -> st.SearchStrategy[Step | None]:
+    """Single steps that fit what is there (see layers.visible); None, the simplest, is no step at all."""
     things = _mostly(list(seen))
     directories = _mostly([path for path, kind in seen.items() if kind == "directory"])
     files = _mostly([path for path, kind in seen.items() if kind == "file"])
@@ -99,6 +99,8 @@ def steps_on(stack: Stack) -> st.SearchStrategy[Step | None]:
         verb("unlink", things), verb("unlink", things),
         verb("rmdir", directories), verb("remove_tree", directories, as_root=True),
         verb("rename", files, new, st.sampled_from([0, NOREPLACE])), verb("rename", directories, new, _rename_flags),
+        verb("rename", directories, new, st.just(0), as_root=True),
+        verb("rename", directories, directories, st.just(EXCHANGE), as_root=True),
         verb("rename", things, things, _rename_flags),
         verb("readdir", directories), verb("readdir", directories), verb("lstat", things), verb("follow", things),
         verb("readlink", links), verb("statfs", things), verb("access", things, st.integers(0, 7)),
@@ -127,8 +129,46 @@ def steps_on(stack: Stack) -> st.SearchStrategy[Step | None]:
     return st.one_of(choices)
 
 
+def _after(step: Step, seen: dict[bytes, str]) -> dict[bytes, str]:
+    """What is there after the step, as far as later steps aim better for it: renamed directories take along what is in them."""
+    if step.verb != "rename" or seen.get(step.arguments[0]) != "directory":
+        return seen
+    old, new, flags = step.arguments
+    if old == new or (new + b"/").startswith(old + b"/") or (old + b"/").startswith(new + b"/") or flags & NOREPLACE and new in seen:
+        return seen
+
+    def moved(path: bytes) -> bytes:
+        for place, other in ((old, new), (new, old) if flags & EXCHANGE else (old, new)):
+            if path == place or path.startswith(place + b"/"):
+                return bytes(other + path[len(place):])
+        return path
+
+    return {moved(path): kind for path, kind in seen.items()}
+
+
+_MOST_REMOUNTS = 3
+
+
 @st.composite
-def sequences(draw: st.DrawFn, stack: Stack, most: int) -> list[Step]:
+def _remounts(draw: st.DrawFn, setting: Setting) -> Step:
+    """Mount again, in the same or another setting. `swap`: each side gets the other's layers; `rotate`: the upper becomes the
+    top lower, and a fresh one is put on it."""
+    return Step("remount", (draw(later(setting)), draw(st.booleans()), draw(st.booleans())))
+
+
+@st.composite
+def sequences(draw: st.DrawFn, setting: Setting, stack: Stack, most: int) -> list[Step]:
     """Nearly always `most` steps, where st.lists would make few. A failure shrinks step by step to nothing."""
-    step = steps_on(stack)
-    return [found for _ in range(most) if (found := draw(step)) is not None]
+    remounts = {draw(st.integers(1, most - 1)): draw(_remounts(setting)) for _ in range(draw(st.integers(0, _MOST_REMOUNTS)))}
+    seen = visible(stack)
+    step = steps_on(seen)
+    found: list[Step] = []
+    for number in range(most):
+        if number in remounts:
+            found.append(remounts[number])
+        if (drawn := draw(step)) is None:
+            continue
+        found.append(drawn)
+        if (after := _after(drawn, seen)) is not seen:
+            seen, step = after, steps_on(after)
+    return found

@@ -1,7 +1,8 @@
 """Our mount and the kernel's overlayfs must answer alike.
 
 A failure prints the seed that leads to it at once: UNIONFS_DIFF_SEED=N UNIONFS_DIFF_ROUNDS=1. More rounds make a
-longer run. UNIONFS_DIFF_SUBJECT names another filesystem to hold against the kernel's: kernel (which agrees with
+longer run. UNIONFS_DIFF_SETTING keeps the runs to those settings that have all of its words, as "redirect_dir=on volatile nested";
+settings.py says which there are. UNIONFS_DIFF_SUBJECT names another filesystem to hold against the kernel's: kernel (which agrees with
 itself) or fuse-overlayfs (which shows what the comparison can find).
 """
 
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 
 from tests.diff import machine, operations
 from tests.diff.layers import Node, Stack, stacks
+from tests.diff.settings import Setting, settings_of
 from tests.diff.steps import Step, sequences
 from tests.support.mounts import Layers, Mount, Mounts
 
 SUBJECT = os.environ.get("UNIONFS_DIFF_SUBJECT", "ours")
 SEED = int(os.environ.get("UNIONFS_DIFF_SEED") or secrets.randbits(32))
+WORDS = frozenset(os.environ.get("UNIONFS_DIFF_SETTING", "").replace(",", " ").split())
 ROUNDS = int(os.environ.get("UNIONFS_DIFF_ROUNDS", "48"))
 STEPS = 50
 FEWEST_OPERATIONS = ROUNDS * 42  # with 48 rounds 2,000
@@ -37,10 +40,11 @@ def one_round(number: int, mounts: Mounts, counters: machine.Counters) -> None:
               suppress_health_check=list(HealthCheck))
     @given(st.data())
     def compare(data: st.DataObject) -> None:
-        stack = data.draw(stacks, label="layers")
-        steps = data.draw(sequences(stack, STEPS), label="steps")
+        setting = data.draw(settings_of(WORDS), label="setting")
+        stack = data.draw(stacks(setting), label="layers")
+        steps = data.draw(sequences(setting, stack, STEPS), label="steps")
         if steps:
-            machine.run(SUBJECT, stack, steps, mounts.scratch, counters)
+            machine.run(SUBJECT, setting, stack, steps, mounts.scratch, counters)
 
     try:
         compare()
@@ -66,15 +70,15 @@ TWO_LAYERS = Stack(([(b"a", Node("file", data=b"top"))], [(b"a", Node("file", da
 
 def test_the_comparison_notices_layers_in_the_wrong_order(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     def reversed_lowers(self: Mounts, kind: str) -> Callable[..., Mount]:
-        def mount(layers: Layers, *, target: Path | None = None) -> Mount:
-            return self.kernel(replace(layers, lowers=layers.lowers[::-1]), target=target)
+        def mount(layers: Layers, *, options: str, target: Path | None = None) -> Mount:
+            return self.kernel(replace(layers, lowers=layers.lowers[::-1]), target=target, options=options)
         return mount
 
     monkeypatch.setattr(Mounts, "by_kind", reversed_lowers)
     with pytest.raises(machine.Disagreement, match="b'base'"):
-        machine.run("kernel", TWO_LAYERS, [Step("read", (b"a",))], mounts.scratch, machine.Counters())
+        machine.run("kernel", Setting(), TWO_LAYERS, [Step("read", (b"a",))], mounts.scratch, machine.Counters())
     with pytest.raises(machine.Disagreement, match="content"):
-        machine.run("kernel", TWO_LAYERS, [], mounts.scratch, machine.Counters())
+        machine.run("kernel", Setting(), TWO_LAYERS, [], mounts.scratch, machine.Counters())
 
 
 @pytest.mark.parametrize("step", [Step("chmod", (b"a", 0o600)), Step("unlink", (b"b",)), Step("mkdir", (b"c", 0o755)),
@@ -88,7 +92,7 @@ def test_the_comparison_notices_a_verb_that_does_nothing(
 
     monkeypatch.setattr(operations, step.verb, only_on_the_kernel)
     with pytest.raises(machine.Disagreement):
-        machine.run("kernel", TWO_LAYERS, [step], mounts.scratch, machine.Counters())
+        machine.run("kernel", Setting(), TWO_LAYERS, [step], mounts.scratch, machine.Counters())
 
 
 def test_the_comparison_notices_that_a_lower_was_written(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,4 +101,4 @@ def test_the_comparison_notices_that_a_lower_was_written(mounts: Mounts, monkeyp
 
     monkeypatch.setattr(operations, "touch", write_below)
     with pytest.raises(machine.Disagreement):
-        machine.run("kernel", TWO_LAYERS, [Step("touch", (b"a",))], mounts.scratch, machine.Counters())
+        machine.run("kernel", Setting(), TWO_LAYERS, [Step("touch", (b"a",))], mounts.scratch, machine.Counters())

@@ -78,25 +78,34 @@ def _content(path: bytes, size: int) -> str:
 
 def is_ghost(path: bytes) -> bool:
     """Whether stat finds nothing; a path that we may not look at is no ghost."""
+    return _stat_error(path) == errno.ENOENT
+
+
+def is_broken(path: bytes) -> bool:
+    """Whether an overlay refuses to look it up: its data or what it redirects to is missing, or not to be followed."""
+    return _stat_error(path) in (errno.EIO, errno.EPERM, errno.ESTALE)
+
+
+def _stat_error(path: bytes) -> int:
     try:
         os.lstat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
-def names_in(path: bytes, hide_ghosts: bool = False) -> tuple[bytes, ...]:
+def names_in(path: bytes, hide_ghosts: bool = False, hide_broken: bool = False) -> tuple[bytes, ...]:
     """The sorted names of a directory. With hide_ghosts, without those that are listed but that stat cannot find.
 
-    The kernel's overlayfs shows whiteouts of directories it does not merge in this way; we hide them.
+    The kernel's overlayfs shows whiteouts of directories it does not merge in this way; we hide them. Broken objects (is_broken)
+    it lists in some directories and not in others; hide_broken leaves them out.
     """
     return tuple(sorted(name for name in os.listdir(path)
-                        if not (hide_ghosts and is_ghost(os.path.join(path, name)))))
+                        if not (hide_ghosts and is_ghost(os.path.join(path, name)))
+                        and not (hide_broken and is_broken(os.path.join(path, name)))))
 
 
-def entry_at(path: bytes, hide_ghosts: bool = False) -> Entry:
+def entry_at(path: bytes, hide_ghosts: bool = False, hide_broken: bool = False) -> Entry:
     found = os.lstat(path)
     kind = kind_of(found.st_mode)
     is_file, is_directory = kind == "file", kind == "directory"
@@ -112,11 +121,11 @@ def entry_at(path: bytes, hide_ghosts: bool = False) -> Entry:
         target=os.readlink(path) if kind == "symlink" else None,
         rdev=(os.major(found.st_rdev), os.minor(found.st_rdev)) if "device" in kind else None,
         xattrs=xattrs_of(path),
-        listing=names_in(path, hide_ghosts) if is_directory else None,
+        listing=names_in(path, hide_ghosts, hide_broken) if is_directory else None,
     )
 
 
-def snapshot(root: Path | bytes, *, hide_ghosts: bool = False) -> Snapshot:
+def snapshot(root: Path | bytes, *, hide_ghosts: bool = False, hide_broken: bool = False) -> Snapshot:
     """Everything below root, root included (as b".")."""
     top = os.fsencode(root)
     found: Snapshot = {}
@@ -124,7 +133,7 @@ def snapshot(root: Path | bytes, *, hide_ghosts: bool = False) -> Snapshot:
     while waiting:
         relative = waiting.pop()
         path = top if relative == b"." else os.path.join(top, relative)
-        entry = found[relative] = entry_at(path, hide_ghosts)
+        entry = found[relative] = entry_at(path, hide_ghosts, hide_broken)
         waiting.extend(name if relative == b"." else os.path.join(relative, name) for name in entry.listing or ())
     return found
 
