@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import tree
 from tests.support.hostile import MARKS, OTHER_MARKS, PREFIXES, a_name, a_value, fill
 from tests.support.mounts import REPOSITORY, Layers, Mount, MountFailed, Mounts
 from tests.support.traced import OPTIONS, between_marks, violations
@@ -188,6 +190,37 @@ def test_a_mount_of_hostile_layers_answers_and_stays_inside(mounts: Mounts, scra
         assert not found, "\n".join(found[:20])
         trace.unlink()
     assert [fingerprint(path) for path in (*lowers, outside)] == before
+
+
+def answers(target: Path) -> dict[bytes, object]:
+    """What every listed name is, or the error it is answered with; what is listed and not found is not there."""
+    found: dict[bytes, object] = {}
+    for path in look(os.fsencode(target)):
+        try:
+            found[path] = tree.entry_at(os.path.join(os.fsencode(target), path), hide_ghosts=True)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            # a redirect to . or .. is no redirect here, to the kernel one to what may not be looked up
+            found[path] = errno.EINVAL if error.errno == errno.EACCES else error.errno
+    return found
+
+
+@pytest.mark.parametrize("seed", range(MOUNTS))
+def test_the_kernel_makes_the_same_of_hostile_layers(mounts: Mounts, scratch: Path, seed: int) -> None:
+    """But for origins, which the kernel takes for corruption when they name what cannot be opened."""
+    rng = random.Random(seed)
+    lowers = tuple(scratch / f"lower{number}" for number in range(3))
+    for path in lowers:
+        path.mkdir()
+        fill(path, rng, b"/nowhere", objects=50, marks=(b"opaque", b"redirect", b"redirect", b"metacopy", b"whiteout", b"nlink"), others=())
+        os.chmod(path, 0o755)
+    mount = mounts.ours(Layers(lowers), "-o", "redirect_dir=on,metacopy=on,index=off")
+    kernel = mounts.kernel(Layers(lowers), options="redirect_dir=on,metacopy=on,index=off,xino=off")
+    ours, theirs = answers(mount.target), answers(kernel.target)
+    assert len(theirs) > 40
+    different = [(path, ours.get(path), theirs.get(path)) for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)]
+    assert not different, different[:3]
 
 
 @pytest.mark.parametrize(

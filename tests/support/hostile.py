@@ -8,7 +8,7 @@ import contextlib
 import os
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.unit.overlay.world import ME, View
@@ -67,8 +67,11 @@ def a_value(rng: random.Random, mark: bytes, outside: bytes) -> bytes:
     return rng.randbytes(rng.choice((1, 2, 4, 21, 60)))
 
 
-def fill(layer: Path, rng: random.Random, outside: bytes, objects: int = 40) -> None:
-    """Objects and marks below *layer*, and on itself. *outside*: an absolute path that nobody may come to."""
+def fill(
+    layer: Path, rng: random.Random, outside: bytes, objects: int = 40, *,
+    marks: Sequence[bytes] = MARKS, others: Sequence[bytes] = OTHER_MARKS,
+) -> None:  # fmt: skip
+    """Objects and marks below *layer*, and on itself. *outside*: an absolute path that nobody may come to; *others*: further attributes."""
     root = os.fsencode(layer)
     made = [root]
     for _ in range(objects):
@@ -82,7 +85,10 @@ def fill(layer: Path, rng: random.Random, outside: bytes, objects: int = 40) -> 
             made.append(path)
     for path in made:
         for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
-            _mark(path, rng, outside)
+            mark = rng.choice(marks)
+            name = rng.choice(others) if others and rng.randrange(5) == 0 else rng.choice(PREFIXES) + mark
+            with contextlib.suppress(OSError):  # not every object takes every attribute
+                xattrs.put(files_path(path), name, a_value(rng, mark, outside))
 
 
 def _make_parents(root: bytes, path: bytes) -> None:
@@ -124,13 +130,6 @@ def _make(path: bytes, rng: random.Random, made: list[bytes], outside: bytes) ->
 def files_path(path: bytes) -> bytes:
     """*path* in a form of which xattrs knows that it names the object itself."""
     return path if path.count(b"/") != 4 else os.path.dirname(path) + b"/./" + os.path.basename(path)
-
-
-def _mark(path: bytes, rng: random.Random, outside: bytes) -> None:
-    mark = rng.choice(MARKS)
-    name = rng.choice(OTHER_MARKS) if rng.randrange(5) == 0 else rng.choice(PREFIXES) + mark
-    with contextlib.suppress(OSError):  # not every object takes every attribute
-        xattrs.put(files_path(path), name, a_value(rng, mark, outside))
 
 
 class Explorer:

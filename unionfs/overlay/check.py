@@ -34,9 +34,9 @@ from unionfs.overlay.whiteout import (
     OPAQUE_DEVICE,
     OPAQUE_FILE,
     check_metacopy,
-    check_redirect,
     hidden_by_file,
     is_whiteout_device,
+    read_redirect,
 )
 
 
@@ -195,7 +195,7 @@ class _Upper:
                 yield Finding(Kind.REDIRECT, where, f"redirect to {printable(redirect)}, which userxattr refuses"), None
                 return
             try:
-                check_redirect(redirect)
+                read_redirect(redirect)
             except OSError:
                 yield self._cut(where, path, f"invalid redirect {printable(redirect)}")
                 self._nodes[relative] = self._alone

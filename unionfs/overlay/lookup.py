@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.stack import Stack
-from unionfs.overlay.whiteout import check_metacopy, check_redirect
+from unionfs.overlay.whiteout import check_metacopy, read_redirect
 
 #: A layer and a path in it.
 Place = tuple[Layer, bytes]
@@ -61,7 +61,7 @@ def lower_directories(
             way = _Way(stack, above, layer, name, is_dir=True)
             way.turn(redirect, b"", b"")
             found += way.down()
-            return tuple(found), redirect if layer is stack.upper else None
+            return tuple(found), read_redirect(redirect) if layer is stack.upper else None
     return tuple(found), None
 
 
@@ -112,7 +112,7 @@ class _Way:
 
     def turn(self, redirect: bytes, before: bytes, behind: bytes) -> None:
         """Go on as *redirect* says, found on a component of the name between *before* and *behind* (ovl_check_redirect)."""
-        check_redirect(redirect)
+        redirect = read_redirect(redirect)
         if not self._stack.features.redirect.follow:
             if self.metacopy and self._stack.data and redirect.startswith(b"/"):
                 pass  # data-only layers are reached without

@@ -29,16 +29,24 @@ REDIRECT_MAX = 256
 _METACOPY_MIN = 4
 
 
-def check_redirect(value: bytes) -> None:
-    """OSError(EINVAL) unless *value* is one name, or an absolute path without empty components (ovl_get_redirect_xattr)."""
-    parts = value[1:].split(b"/") if value.startswith(b"/") else [value]
-    if any(part in (b"", b".", b"..") or b"/" in part or b"\0" in part for part in parts):
+def read_redirect(value: bytes) -> bytes:
+    """Where a redirect leads: a name, or an absolute path without empty components; OSError(EINVAL) for anything else.
+
+    A zero byte ends it (ovl_get_redirect_xattr).
+    """
+    target = value.partition(b"\0")[0]
+    parts = target[1:].split(b"/") if target.startswith(b"/") else [target]
+    if any(part in (b"", b".", b"..") or b"/" in part for part in parts):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), value)
+    return target
 
 
 def check_metacopy(value: bytes) -> None:
-    """OSError(EIO) unless *value* is a metacopy mark: empty, or version 0 with its own length (ovl_check_metacopy_xattr)."""
-    if value and (len(value) < _METACOPY_MIN or value[0] != 0 or value[1] != len(value)):
+    """OSError(EIO) unless *value* is a metacopy mark: empty, or no shorter than one without a digest.
+
+    What it says more the kernel looks at with verity only (ovl_check_metacopy_xattr, to which a look-up gives no place for it).
+    """
+    if 0 < len(value) < _METACOPY_MIN:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 

@@ -84,7 +84,7 @@ def test_a_redirect_in_a_lower_sends_the_layers_below_elsewhere(world: World) ->
     assert world.reopen(view).names(b"b/sub") == [b"deep"]
 
 
-@pytest.mark.parametrize("value", [b"", b"x/y", b"//x", b"/x//y", b"/", b"/x/", b".", b"..", b"/x/../y", b"/.", b"x\0y"])
+@pytest.mark.parametrize("value", [b"", b"x/y", b"//x", b"/x//y", b"/", b"/x/", b".", b"..", b"/x/../y", b"/.", b"\0y"])
 def test_a_redirect_that_is_none_is_an_error_of_that_directory_alone(world: World, value: bytes) -> None:
     (world.upper / "odd").mkdir()
     mark(world.upper / "odd", "redirect", value)
@@ -93,6 +93,13 @@ def test_a_redirect_that_is_none_is_an_error_of_that_directory_alone(world: Worl
         view.find(b"odd")
     assert caught.value.errno == errno.EINVAL
     assert b"odd" in view.names(b"") and view.names(b"b") == [b"in-b"]
+
+
+def test_a_zero_byte_ends_a_redirect(world: World) -> None:
+    put(world.lowers[0] / "other" / "file", b"x")
+    (world.upper / "odd").mkdir()
+    mark(world.upper / "odd", "redirect", b"other\0more")
+    assert world.open(redirect=Redirect.ON).names(b"odd") == [b"file"]
 
 
 def test_a_redirect_to_nowhere_is_an_upper_directory(world: World) -> None:
