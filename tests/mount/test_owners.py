@@ -354,8 +354,11 @@ def test_a_device_of_an_upper_with_owners_in_attributes_works(mounts: Mounts, sc
 
 def test_a_lower_that_is_idmapped_already_is_not_mapped_again(mounts: Mounts, scratch: Path) -> None:
     layers = make(scratch / "room")
+    os.setxattr(layers.lowers[0] / "private" / "inside", acl.ACCESS, acl.encode(6, 4, 4, users={9: 4, 4000: 4}))
+    os.setxattr(layers.lowers[0] / "strangers", "security.capability", capability(4000))
     expected = mounts.ours(layers, "-o", mapping(FEW))
     wanted, wanted_acl = owners_of(expected.target), os.getxattr(expected.target / "fives", acl.ACCESS)
+    assert os.getxattr(expected.target / "private" / "inside", acl.ACCESS) == acl.encode(6, 4, 4, users={1009: 4})
     assert expected.unmount() == []
     (scratch / "mapped").mkdir()
     with idmapped(layers.lowers[0], scratch / "mapped", FEW, FEW) as shown:
@@ -365,6 +368,9 @@ def test_a_lower_that_is_idmapped_already_is_not_mapped_again(mounts: Mounts, sc
             assert found.pop("strangers")[1:] == wanted["strangers"][1:]
             assert found == {name: facts for name, facts in wanted.items() if name != "strangers"}
             assert os.getxattr(mount.target / "fives", acl.ACCESS) == wanted_acl
-            os.utime(mount.target / "fives")
+            assert os.getxattr(mount.target / "private" / "inside", acl.ACCESS) == acl.encode(6, 4, 4, users={1009: 4})
+            assert capability_of(mount.target / "strangers") == "ENODATA"
+            for name in ("fives", "private/inside"):
+                os.utime(mount.target / name)
         assert layers.upper is not None and (layers.upper / "fives").stat().st_uid == 5
         assert mount.unmount() == []

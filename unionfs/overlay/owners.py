@@ -105,20 +105,23 @@ class Owners:
 
     def shown_acl(self, value: bytes) -> bytes:
         """A stored ACL as it is shown. Entries for whom no range covers are left out: nobody in the mount is that user or group."""
-        return packed(self._mapped(value, strict=False))
+        return packed(self._mapped(value, stored=False, strict=False))
 
-    def stored_acl(self, value: bytes) -> bytes:
-        """An ACL as it is to be stored; OSError(EINVAL) when it names an id that no range covers (kernel posix_acl_from_xattr)."""
-        return packed(self._mapped(value, strict=True))
+    def stored_acl(self, value: bytes, *, strict: bool = True) -> bytes:
+        """An ACL as it is to be stored; OSError(EINVAL) when it names an id that no range covers (kernel posix_acl_from_xattr).
 
-    def _mapped(self, value: bytes, *, strict: bool) -> Iterator[tuple[int, int, int]]:
+        Not *strict*: such entries are left out.
+        """
+        return packed(self._mapped(value, stored=True, strict=strict))
+
+    def _mapped(self, value: bytes, *, stored: bool, strict: bool) -> Iterator[tuple[int, int, int]]:
         try:
             found = entries(value)
         except ValueError:
             raise _invalid() from None
         for tag, permissions, ident in found:
             kind = self.users if tag == _USER else self.groups if tag == _GROUP else None
-            find = None if kind is None else kind.find_stored if strict else kind.find_shown
+            find = None if kind is None else kind.find_stored if stored else kind.find_shown
             other = ident if find is None else find(ident)
             if other is not None:
                 yield tag, permissions, other

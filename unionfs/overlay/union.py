@@ -374,7 +374,8 @@ class Union:
         try:
             value = xattrs.get(self.tree.place(node), stored)
         except OSError as exc:
-            if exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT):
+            absent = exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT)
+            if absent or exc.errno == errno.EOVERFLOW and name == CAPABILITY:  # of an idmapped layer: counts for nobody here
                 raise error(errno.ENODATA) from None
             raise
         shown = self._shown_value(name, node.layer.ownership.value(name, value))
