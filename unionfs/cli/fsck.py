@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unionfs import engines, state
+from unionfs import engines
 from unionfs.cli.entry import reason, say, usage_line
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.layers import layer_options, read_layers
@@ -80,8 +80,6 @@ def fsck(
 def _check(given: MountOptions, upper: bytes, work: bytes, repair: bool, as_json: bool) -> int:
     from unionfs.overlay.check import check
 
-    if repair:
-        state.refuse_if_kernel_has(upper, work)
     findings = check(upper, given.lowers, work, engines.features(given), data=given.data_lowers, repair=repair)
     wrong = [finding for finding in findings if not finding.harmless]
     repaired = [finding for finding in wrong if repair and finding.repairable]

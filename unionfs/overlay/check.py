@@ -24,7 +24,7 @@ from unionfs.overlay.features import DEFAULTS, Features, Redirect
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import hold
-from unionfs.overlay.survey import PREFIXES, Listing, Object, in_kernel_mount, marks_at, open_for_reading, walk
+from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, open_for_reading, refuse_if_kernel_has, walk
 from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import (
     FILE_PREFIX,
@@ -109,9 +109,7 @@ def check(
 
 def _hold(held: ExitStack, upper: bytes, work: bytes) -> tuple[Layer, Layer]:
     """Upper and work, with no mount on them until *held* is closed."""
-    mounted = in_kernel_mount(upper, work)
-    if mounted is not None:
-        raise InUseError(f"upper directory {printable(upper)} is in use by the kernel's overlayfs on {printable(mounted)}")
+    refuse_if_kernel_has(upper, work)
     layers = []
     for path, what in ((upper, "upper"), (work, "work")):
         layer, lock = hold(path, what)

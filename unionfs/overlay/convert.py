@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from unionfs.errors import InUseError, LayerError, printable
+from unionfs.errors import LayerError, printable
 from unionfs.linux import files, xattrs
 from unionfs.overlay.copy_up import Work, empty_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
@@ -27,7 +27,7 @@ from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.redirect import below
 from unionfs.overlay.stack import Stack, open_stack
-from unionfs.overlay.survey import PREFIXES, Listing, Object, in_kernel_mount, marks_at, walk
+from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, refuse_if_kernel_has, walk
 from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.whiteout import (
     FILE_PREFIX,
@@ -95,9 +95,7 @@ def convert(
     cannot have: a name that starts with ``.wh.``, attributes that an overlay inside has stored, damage. InUseError, OSError.
     """
     with ExitStack() as held:
-        mounted = in_kernel_mount(upper, *(() if work is None else (work,)))
-        if mounted is not None:
-            raise InUseError(f"upper directory {printable(upper)} is in use by the kernel's overlayfs on {printable(mounted)}")
+        refuse_if_kernel_has(upper, *(() if work is None else (work,)))
         note = _Note.on(upper)
         if note is not None:
             note.check(upper, target)

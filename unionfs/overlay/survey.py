@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from unionfs.errors import InUseError, printable
 from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.features import Features
 from unionfs.overlay.layer import Layer
@@ -117,13 +118,13 @@ def open_for_reading(upper: bytes, lowers: Sequence[bytes], features: Features, 
     return stack
 
 
-def in_kernel_mount(*directories: bytes) -> bytes | None:
-    """The mount point of a kernel overlayfs that has one of *directories* as its upper or work, None when there is none.
-
-    It takes no lock that could be seen. Only mounts of this namespace are known.
-    """
-    wanted = {os.path.realpath(path) for path in directories}
+def refuse_if_kernel_has(*directories: bytes) -> None:
+    """InUseError when a kernel overlayfs has one of *directories* as its upper or work, as far as we see mounts: it takes no lock."""
+    wanted = {os.path.realpath(path): path for path in directories}
     for info in mounts.mountinfo():
-        if info.fstype == "overlay" and wanted & {mounts.super_option(info, "upperdir"), mounts.super_option(info, "workdir")}:
-            return info.target
-    return None
+        if info.fstype != "overlay":
+            continue
+        for key in ("upperdir", "workdir"):
+            path = wanted.get(mounts.super_option(info, key) or b"")
+            if path is not None:
+                raise InUseError(f"directory {printable(path)} is in use by another mount: the kernel's at {printable(info.target)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -311,3 +312,26 @@ def test_an_upper_that_was_unmounted_is_clean(world: World, stirred: Callable[[i
     assert wrong(told(world)) == []
     assert wrong(told(world, repair=True)) == []
     assert told(world) == []
+
+
+# ---- anything at all ----
+
+MARKS = ("opaque", "redirect", "metacopy", "origin", "impure", "whiteout", "nlink", "upper", "protattr", "unknown")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_the_marks_hold_a_repair_ends_and_leaves_nothing_it_could_repair(
+    world: World, stirred: Callable[[int, bool], None], seed: int
+) -> None:
+    stirred(seed, False)
+    rng = random.Random(seed)
+    places = [world.upper, *world.upper.rglob("*")]
+    for _ in range(12):
+        value = rng.choice([b"", b"y", b"x", b"/", b"/a", b"/a/b", b"a", b"..", b"/a/../b", b"\0\4\0\0", rng.randbytes(rng.randrange(40))])
+        namespace = rng.choice(["trusted.overlay.", "trusted.overlay.", "trusted.overlay.overlay.", "user.overlay.", "user.fuseoverlayfs."])
+        with contextlib.suppress(OSError):  # user.* is for files and directories only
+            os.setxattr(rng.choice(places), namespace + rng.choice(MARKS), value, follow_symlinks=False)
+    found = told(world, repair=True)
+    again = told(world, repair=True)
+    assert not [finding for finding in again if finding.repairable]
+    assert again == told(world) and len(again) <= len(found)

@@ -24,6 +24,7 @@ from unionfs.errors import InUseError, LayerError
 from unionfs.linux import files
 from unionfs.overlay.check import check
 from unionfs.overlay.convert import Target, convert
+from unionfs.overlay.diff import changes
 from unionfs.overlay.features import Features, Redirect
 
 pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
@@ -217,8 +218,11 @@ def test_converting_twice_changes_nothing_more_and_there_is_a_way_back(filled: W
     filled.close(view)
     before = shown(filled, metacopy=True)
     for target in Target:
+        told = changes(os.fsencode(filled.upper), [os.fsencode(path) for path in filled.lowers], EVERYTHING)
         converted(filled, target)
         once = fingerprint(filled.upper)
+        as_read = Features(**READ_AS[target])
+        assert changes(os.fsencode(filled.upper), [os.fsencode(path) for path in filled.lowers], as_read) == told
         assert difference(before, shown(filled, **READ_AS[target]), ("before", target.value)) == ""
         converted(filled, target, **READ_AS[target])
         assert fingerprint(filled.upper) == once
