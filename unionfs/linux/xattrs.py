@@ -43,3 +43,12 @@ def put(path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
 def drop(path: bytes, name: bytes) -> None:
     """Remove one; OSError(ENODATA) without it."""
     os.removexattr(path, name, follow_symlinks=is_descriptor(path))
+
+
+def discard(path: bytes, name: bytes) -> None:
+    """Remove one, if it is there: another name of the object may have led here before."""
+    try:
+        drop(path, name)
+    except OSError as exc:
+        if exc.errno not in _ABSENT:
+            raise

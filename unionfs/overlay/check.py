@@ -225,7 +225,7 @@ class _Upper:
 
     def _make_opaque_instead(self, path: bytes) -> None:
         xattrs.put(path, self._names.opaque, OPAQUE)
-        xattrs.drop(path, self._names.redirect)
+        xattrs.discard(path, self._names.redirect)
 
     def _resolve(self, parent: Node, name: bytes) -> Node | None:
         """The node of *name*; None when it has gone, or is not what upper has."""
@@ -322,7 +322,7 @@ class _Upper:
                 yield self._drop(Kind.MISPLACED, where, path, name, f"{printable(name)} on {_KINDS[stat.S_IFMT(found.st.st_mode)]}")
 
     def _drop(self, kind: Kind, where: bytes, path: bytes, name: bytes, text: str) -> _Found:
-        return Finding(kind, where, text, repairable=True), partial(xattrs.drop, path, name)
+        return Finding(kind, where, text, repairable=True), partial(xattrs.discard, path, name)
 
     def _origin(self, where: bytes, found: Object) -> Iterator[_Found]:
         value = found.marks.get(self._names.origin)

@@ -113,6 +113,13 @@ def _convert(stack: Stack, target: Target, features: Features, note: _Note) -> N
     assert stack.upper is not None and stack.work is not None
     if stack.work.whiteout_files and not form.files:
         raise LayerError(f"{printable(stack.upper.where)}: its filesystem cannot hold the whiteouts of {target.value}")
+    if form.prefix is not None:
+        itself = files.path_at(stack.work.fd, b"")
+        try:
+            xattrs.put(itself, form.prefix + b"opaque", OPAQUE)
+            xattrs.drop(itself, form.prefix + b"opaque")
+        except OSError as exc:
+            raise LayerError(f"{printable(stack.upper.where)} cannot hold {printable(form.prefix)}* attributes: {exc.strerror}") from exc
     if note.first_pass:
         tree = Tree(stack)
         try:
@@ -164,7 +171,7 @@ class _Note:
 
     def drop(self, layer: Layer) -> None:
         """It is done."""
-        xattrs.drop(files.path_at(layer.root_fd, b""), self._name)
+        xattrs.discard(files.path_at(layer.root_fd, b""), self._name)
 
     @property
     def _name(self) -> bytes:
@@ -182,7 +189,7 @@ def _times_kept(path: bytes, names: XattrNames) -> Iterator[None]:
     yield
     atime, mtime = noted.split()
     files.utimens(path, int(atime), int(mtime))
-    xattrs.drop(path, names.prefix + _TIMES)
+    xattrs.discard(path, names.prefix + _TIMES)
 
 
 @contextmanager
@@ -278,7 +285,7 @@ def _settle(tree: Tree, *, whole: bool) -> None:
         elif whole:
             _bring_data_up(tree, child)
             if names.redirect in marks:  # of no use once the data are here
-                xattrs.drop(tree.place(child), names.redirect)
+                xattrs.discard(tree.place(child), names.redirect)
 
 
 def _bring_data_up(tree: Tree, node: Node) -> None:
@@ -298,7 +305,7 @@ def _settle_directory(tree: Tree, entry: LayerEntry, node: Node, marks: dict[byt
         _make_whole(tree, node)
         if names.opaque not in marks:
             xattrs.put(tree.place(node), names.opaque, OPAQUE)  # it may have had nothing below to begin with
-        xattrs.drop(tree.place(node), names.redirect)
+        xattrs.discard(tree.place(node), names.redirect)
     if directory.lowers:
         return
     assert node.parent is not None and node.parent.directory is not None
@@ -309,7 +316,7 @@ def _settle_directory(tree: Tree, entry: LayerEntry, node: Node, marks: dict[byt
     if not hides:
         for mark in names.all_opaque:
             if xattrs.find(path, mark) == OPAQUE:
-                xattrs.drop(path, mark)
+                xattrs.discard(path, mark)
     if names.whfiles or tree.index(node).whiteouts or names.prefix + _TIMES in marks:
         with _times_kept(path, names):
             tree.drop_whiteouts(node)
@@ -425,7 +432,7 @@ class _Rewriting:
         for prefix in self._prefixes:
             value = listing.marks.get(prefix + b"opaque")
             if value is not None and not (opaque and prefix == self._form.prefix):
-                xattrs.drop(path, prefix + b"opaque")
+                xattrs.discard(path, prefix + b"opaque")
         if not self._files:
             return
         for name in objects:
@@ -499,4 +506,4 @@ class _Rewriting:
             if prefix == self._source.prefix and short in self._form.carried and (can_hold or self._form.prefix == b"trusted.overlay."):
                 assert self._form.prefix is not None
                 xattrs.put(path, self._form.prefix + short, value)
-            xattrs.drop(path, mark)
+            xattrs.discard(path, mark)

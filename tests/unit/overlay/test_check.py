@@ -95,6 +95,11 @@ def opaque_file(world: World) -> None:
     mark(put(world.upper / "file"), "opaque")
 
 
+def two_names_of_an_opaque_file(world: World) -> None:
+    mark(put(world.upper / "file"), "opaque")
+    os.link(world.upper / "file", world.upper / "second")
+
+
 def whiteout_mark_on_a_directory(world: World) -> None:
     put(world.upper / "dir" / "new")
     mark(world.upper / "dir", "whiteout")
@@ -123,6 +128,7 @@ REPAIRABLE: dict[Damage, list[tuple[Kind, str]]] = {
     whiteout_in_new_directory: [(Kind.WHITEOUT, "nothing")],
     whiteout_in_opaque_directory: [(Kind.WHITEOUT, "one")],
     opaque_of_no_meaning: [(Kind.OPAQUE, "dir")],
+    two_names_of_an_opaque_file: [(Kind.MISPLACED, "file"), (Kind.MISPLACED, "second")],
     opaque_file: [(Kind.MISPLACED, "file")],
     whiteout_mark_on_a_directory: [(Kind.MISPLACED, "dir")],
     metacopy_directory: [(Kind.MISPLACED, "dir")],

@@ -19,7 +19,8 @@ import pytest
 from tests.support.chaos import fill, stir
 from tests.support.mounts import Layers, Mounts, our_program
 from tests.support.tree import Snapshot, difference, fingerprint
-from tests.unit.overlay.world import USERXATTR, World, mark, no_descriptor_left, put, whiteout
+from tests.support.users import USER, as_user
+from tests.unit.overlay.world import USERXATTR, View, World, mark, no_descriptor_left, put, whiteout
 from unionfs.errors import InUseError, LayerError
 from unionfs.linux import files
 from unionfs.overlay.check import check
@@ -181,6 +182,18 @@ def test_an_oci_layer_has_no_attributes_and_no_devices(filled: World) -> None:
     assert found == {".wh.dir": b"", "moved": None, "moved/sub": None, "moved/sub/two": b"2" * 5000, "other": None, "other/three": b"3"}
 
 
+def test_the_names_of_one_file_are_converted_as_one(filled: World) -> None:
+    view = filled.open(metacopy=True)
+    view.chmod(b"dir/one", 0o600)
+    view.link(b"dir/one", b"dir/again")
+    view.link(b"dir/one", b"other/again")
+    filled.close(view)
+    before = shown(filled, metacopy=True)
+    converted(filled, Target.OCI)
+    found = shown(filled, whfiles=True)
+    assert found[b"dir/again"].nlink == 3 and difference(before, found, ("before", "after")) == ""
+
+
 def test_an_opaque_mark_is_kept_only_where_it_hides_something(filled: World) -> None:
     for name in ("dir", "new"):
         put(filled.upper / name / "file")
@@ -338,3 +351,36 @@ def test_a_killed_command_is_finished_by_the_same_command(world: World, stirred:
     shutil.rmtree(world.root / ".upper.convert", ignore_errors=True)  # of one that was killed when all was done
     assert sorted(path.name for path in Path(world.root).iterdir()) == ["lower0", "lower1", "upper", "work"]
     assert difference(before, shown(world, whfiles=True), ("before", "after")) == ""
+
+
+class OwnersOnly(View):
+    """A user who does not take his own permissions away: what he may not read nobody can bring up for him."""
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        super().chmod(path, mode | 0o700)
+
+
+def test_an_ordinary_user_may_check_and_convert(scratch: Path) -> None:
+    home = scratch / "home"
+    home.mkdir()
+    os.chown(home, USER, USER)
+
+    def act() -> list[str]:
+        world, rng = World(home), random.Random(3)
+        for lower in world.lowers:
+            fill(lower, rng)
+        view = world.open(userxattr=True, copy_limit=1 << 20)
+        stir(OwnersOnly(view.union), rng, 100)
+        before = view.snapshot()
+        world.close(view)
+        told, source = [], Target.USERXATTR
+        for target in (Target.OCI, Target.FUSE_OVERLAYFS, Target.USERXATTR):
+            features = Features(**{**READ_AS[source], "userxattr": True})
+            places = os.fsencode(world.upper), [os.fsencode(path) for path in world.lowers]
+            told += [found.text for found in check(*places, os.fsencode(world.work), features)]
+            convert(*places, target, features)
+            told.append(difference(before, shown(world, **{**READ_AS[target], "userxattr": True}), ("before", target.value)))
+            source = target
+        return told
+
+    assert set(as_user(act)) == {""}
