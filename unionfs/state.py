@@ -455,6 +455,14 @@ def mount_of(path: bytes) -> tuple[MountInfo, bytes]:
     return info, target
 
 
+def served_mount(path: bytes) -> tuple[MountInfo, bytes]:
+    """As mount_of, for what is asked of a server: MountError for a mount of the kernel's."""
+    info, target = mount_of(path)
+    if info.fstype == KERNEL_FSTYPE:
+        raise MountError(f"{printable(path)} is mounted by the kernel's overlayfs: there is no server to ask")
+    return info, target
+
+
 def is_dead(info: MountInfo) -> bool:
     """Whether the server of the union *info* is gone. Touches the mount only when no record says so."""
     if info.fstype == KERNEL_FSTYPE:

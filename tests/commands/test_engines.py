@@ -63,7 +63,8 @@ def test_a_mount_of_the_kernel_is_listed_with_its_layers_and_engine(layers: Laye
     assert (found["upper"], found["work"]) == (str(layers.upper), str(layers.work))
     lines = run("list").out.splitlines()
     assert f"{mnt.path} (live, engine kernel, rw)" in lines
-    refused(run("stats", mnt.path), str(mnt.path), "kernel", "no server")
+    for command in ("stats", "refresh"):
+        refused(run(command, mnt.path), str(mnt.path), "kernel", "no server")
     (mnt.path / "new").write_text("x")
     (mnt.path / "file").unlink()
     assert run("diff", mnt.path).out.splitlines() == ["D /file", "A /new"]

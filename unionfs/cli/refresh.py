@@ -24,7 +24,7 @@ def refresh(target: bytes, path: bytes | None) -> None:
     All that is remembered of the mount, or of PATH and what is below it, is compared with the layers; once the command has returned,
     who looks sees the new state. PATH is one in the mount: relative to MNT, or absolute and below it. Symlinks in it are not followed.
     """
-    info, place = state.mount_of(target)
+    info, place = state.served_mount(target)
     inside = b"" if path is None else inner_path(path, place, os.path.abspath(target))
     answer = state.ask(info.device, {"cmd": "refresh", "path": inside.decode("utf-8", "surrogateescape")}, seconds=_SECONDS)
     if "error" in answer:

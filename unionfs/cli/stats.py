@@ -10,7 +10,6 @@ import click
 from unionfs import state
 from unionfs.cli.entry import say
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
-from unionfs.errors import MountError, printable
 
 
 @click.command(context_settings=CONTEXT)
@@ -19,9 +18,7 @@ from unionfs.errors import MountError, printable
 @debug_option
 def stats(target: bytes, as_json: bool) -> None:
     """Show what the server of MNT has done and holds: requests by kind, nodes, open descriptors, memory."""
-    info, _ = state.mount_of(target)
-    if info.fstype == state.KERNEL_FSTYPE:
-        raise MountError(f"{printable(target)} is mounted by the kernel's overlayfs: there is no server that counts")
+    info, _ = state.served_mount(target)
     answer = state.ask(info.device, {"cmd": "stats"})
     if as_json:
         say(json.dumps(answer, indent=2, sort_keys=True))
