@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_a_line_of_fstab(scratch: Path, layers: Layers, mnt: Place, helper: list
         assert ns.mounted_at(mnt.path) == []
         done = ns.run("mount", mnt.path, "-o", "plugins=x")
         assert (done.status, ns.mounted_at(mnt.path)) == (1, [])
+    assert layers.upper is not None and (layers.upper / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting the kernel's overlayfs needs root")
+def test_a_line_of_fstab_for_the_kernel(scratch: Path, layers: Layers, mnt: Place, helper: list[str]) -> None:
+    (scratch / "fstab").write_text(f"union {mnt.path} fuse.unionfs noatime,engine=kernel,{texts(layers)} 0 0\n")
+    with namespace() as ns:
+        ns.add_file(scratch, "/etc", scratch / "fstab")
+        ns.add_file(scratch, "/sbin", Path(helper[0]))
+        ns.must("mount", mnt.path)
+        ns.must("mount", "-a")
+        assert ns.mounted_at(mnt.path) == ["overlay"], "it is mounted already"
+        assert ns.must("findmnt", "-n", "-o", "SOURCE", mnt.path) == "union\n"
+        assert "noatime" in ns.must("findmnt", "-n", "-o", "OPTIONS", mnt.path)
+        ns.must("mount", "-o", "remount,ro", mnt.path)
+        assert ns.run("touch", mnt.path / "new").status != 0
+        ns.must("mount", "-o", "remount,rw", mnt.path)
+        ns.must("touch", mnt.path / "new")
+        ns.must("umount", mnt.path)
     assert layers.upper is not None and (layers.upper / "new").exists()
 
 
