@@ -234,7 +234,7 @@ class _Check:
         try:
             for _, child, marks in _in_upper(tree, tree.root):
                 if self._form.whole and self._names.redirect in marks and child.directory is not None and child.directory.lowers:
-                    for _, inner in below(tree, child):
+                    for _, _, _, inner in below(tree, child):
                         self._check(inner.path(), inner.name, marks_at(tree.place(inner)))
         except OSError as exc:
             raise LayerError(

@@ -197,6 +197,8 @@ class Draft:
     sync: bool
     #: The data stays where it is: the copy is a metacopy.
     metacopy: bool = False
+    #: How many names are shown of a file with several that stay one (see index_dir.py).
+    nlink: bytes | None = None
     #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
     data: int = -1
 
@@ -274,6 +276,8 @@ class Draft:
                 raise
         if self.origin is not None:
             xattrs.put(path, self.names.origin, self.origin)
+        if self.nlink is not None:
+            xattrs.put(path, self.names.nlink, self.nlink)
         ownership.complete(path, st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
         files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 

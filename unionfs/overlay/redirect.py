@@ -67,14 +67,15 @@ def redirect_file(tree: Tree, node: Node) -> None:
 
     Where no redirect can be had its data are brought up.
     """
-    if not tree.is_metacopy(node) or node.parent is None:
+    if not tree.is_metacopy(node):
         return
     place, mark = tree.place(node), tree.stack.names.redirect
     known = xattrs.find(place, mark)
     if known is not None and known.startswith(b"/"):
         return
-    value = _absolute(node) if known is None else os.path.join(_absolute(node.parent), known)
-    if not may_redirect(tree) or len(value) > REDIRECT_MAX:
+    named = tree.name_of(node)
+    value = None if named is None else os.path.join(_absolute(named[0]), known or named[1])
+    if value is None or not may_redirect(tree) or len(value) > REDIRECT_MAX:
         tree.bring_up(node)
         return
     xattrs.put(place, mark, value)
@@ -85,7 +86,7 @@ def fits(tree: Tree, node: Node) -> bool:
     left = tree.stack.features.copy_limit
     if not left:
         return False
-    for entry, child in below(tree, node):
+    for _, _, entry, child in below(tree, node):
         if child.layer is not tree.upper and entry.kind == stat.S_IFREG:
             left -= tree.stat(child).st_size
         if left < 0:
@@ -99,7 +100,8 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
     At any moment it looks the same; after a kill half way it is merely copied up.
     """
     tree.bring_up(node)
-    for entry, child in below(tree, node):
+    for parent, name, entry, child in below(tree, node):
+        tree.bring_name_up(child, parent, name, entry)
         tree.bring_up(child)
         entry.below, entry.more = False, ()
         if child.directory is not None:
@@ -107,8 +109,11 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
     _shut(tree, node)
 
 
-def below(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node]]:
-    """Everything below the directory *node*, what a directory holds before itself; each node is live as long as it is looked at."""
+def below(tree: Tree, node: Node) -> Iterator[tuple[Node, bytes, LayerEntry, Node]]:
+    """Everything below the directory *node* as (directory, name, entry, its node), what a directory holds before itself.
+
+    Each node is live as long as it is looked at.
+    """
     node.lookups += 1
     try:
         for name, entry in list(tree.index(node).entries.items()):
@@ -117,7 +122,7 @@ def below(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node]]:
             try:
                 if child.directory is not None:
                     yield from below(tree, child)
-                yield entry, child
+                yield node, name, entry, child
             finally:
                 child.lookups -= 1
                 tree.bury(tree.nodes.reap(child))

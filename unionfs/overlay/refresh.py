@@ -175,6 +175,9 @@ class _Comparison:
             return False
         if stat.S_IFMT(st.st_mode) != node.kind or not self._is_same(node, entry, number):
             return False
+        if tree.hard_links is not None and tree.hard_links.is_tied(node):  # it may be reached by another name, or lie in the index
+            self.outdated.numbers.add(node.ino)
+            return same_place
         other_parts = node.directory is not None and directory is not None and (
             node.directory.lowers != directory.lowers or node.layer is not entry.source
         )  # fmt: skip
@@ -205,9 +208,9 @@ class _Comparison:
 
         Upper is ours: what has its name there still is what it was. A number of our own says nothing of the object: the place has to do.
         """
-        if node.layer is entry.source and (node.layer is self._tree.stack.upper or is_ours(node.ino)):
+        if node.layer is entry.source and (node.layer is self._tree.stack.upper or is_ours(node.shown)):
             return True
-        return number == node.ino
+        return number == node.shown
 
 
 def _lose(tree: Tree, node: Node, parent: Node, name: bytes) -> None:

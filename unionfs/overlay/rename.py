@@ -32,7 +32,9 @@ def rename(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, fla
 
 def to_bring_up(tree: Tree, old_dir: Node, old: bytes, new_dir: Node, new: bytes, flags: int) -> list[Node]:
     """The files this rename copies up; raises what it would raise before it changes anything."""
-    _, node, _, other = _checked(tree, old_dir, old, new_dir, new, flags)
+    source, node, _, other = _checked(tree, old_dir, old, new_dir, new, flags)
+    if tree.hard_links is not None:
+        tree.hard_links.prefer_name(node, old_dir, old, source)
     return [moved for moved in (node, other) if moved is not None and moved.directory is None and moved.layer is not tree.upper]
 
 
@@ -59,6 +61,8 @@ def _checked(
     if target is not None:
         _check_kinds(source, new, target)
     node = _movable(tree, old_dir, old, source)
+    if target is not None and tree.hard_links is not None:
+        tree.resolve(new_dir, new, target)  # may be of one file with node
     if target is not None and target.node is not node:
         _check_empty(tree, new_dir, new, target)
     return source, node, target, None
@@ -90,7 +94,8 @@ def _check_empty(tree: Tree, new_dir: Node, new: bytes, target: LayerEntry) -> N
 def _make_movable(tree: Tree, node: Node, new_dir: Node | None) -> None:
     """Bring *node* up and let it say where its lower part is, if it has one; *new_dir*: its new directory, when that is another."""
     if node.directory is None:
-        tree.bring_up(node, data=False)
+        if node.layer is not tree.upper:
+            tree.bring_up(node, data=False)
         redirect_file(tree, node)
     elif not has_lower_part(tree, node):
         pass
@@ -109,6 +114,9 @@ def _move(
     tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, node: Node, new_dir: Node, new: bytes, target: LayerEntry | None
 ) -> None:
     tree.copy_up_directory(new_dir)
+    tree.bring_name_up(node, old_dir, old, source)
+    if target is not None and isinstance(target.node, Node):
+        tree.bring_name_up(target.node, new_dir, new, target)
     _make_movable(tree, node, new_dir if old_dir is not new_dir else None)
     tree.settle_whiteout(old_dir, old)
     tree.settle_whiteout(new_dir, new)
@@ -119,7 +127,7 @@ def _move(
         _make_opaque(tree, old_dir, old)
     victim = target.node if target is not None and isinstance(target.node, Node) else None
     orphan: Orphan | None = None
-    if victim is not None and victim.links is None:
+    if victim is not None and tree.is_last_name(victim):
         orphan = tree.prepare_orphan(victim, new_dir, new, replaced=True)
     try:
         _move_in_upper(tree, old_dir, old, source, new_dir, new, target)
@@ -130,7 +138,7 @@ def _move(
     tree.index(old_dir).remove(old)
     if source.below:
         tree.index(old_dir).whiteouts.add(old)
-    if victim is not None and not tree.drop_name(victim, new_dir, new):
+    if victim is not None and not tree.drop_name(victim, new_dir, new, last=orphan is not None):
         if orphan is not None:
             tree.make_orphan(victim, orphan)
         tree.bury(tree.nodes.reap(victim))
@@ -219,8 +227,9 @@ def _strip_whiteouts(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -
 def _exchange(
     tree: Tree, one: tuple[Node, bytes, LayerEntry, Node], other: tuple[Node, bytes, LayerEntry, Node]
 ) -> None:
-    for (parent, _, _, node), (new_parent, _, _, _) in ((one, other), (other, one)):
+    for (parent, name, entry, node), (new_parent, _, _, _) in ((one, other), (other, one)):
         tree.copy_up_directory(parent)
+        tree.bring_name_up(node, parent, name, entry)
         _make_movable(tree, node, new_parent if parent is not new_parent else None)
     tree.settle_whiteout(one[0], one[1])
     tree.settle_whiteout(other[0], other[1])

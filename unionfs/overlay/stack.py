@@ -13,6 +13,7 @@ from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
+from unionfs.overlay.index_dir import IndexDirectory, open_index
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT, Owners
 from unionfs.overlay.ownership import PLAIN, AlreadyMapped, Ownership
@@ -33,6 +34,8 @@ class Stack:
     names: XattrNames
     features: Features = DEFAULTS
     data: tuple[Layer, ...] = ()
+    #: With ``features.index``, where upper and lowers have file handles.
+    index: IndexDirectory | None = None
     #: Descriptors whose flock says the upper and work are taken; they end with the process whatever happens to it.
     locks: tuple[int, ...] = field(default=())
 
@@ -59,6 +62,8 @@ class Stack:
             self.upper.close()
         if self.work is not None:
             os.close(self.work.fd)
+        if self.index is not None:
+            self.index.close()
         for fd in self.locks:
             os.close(fd)
 
@@ -178,6 +183,11 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
         devices = can_make_devices(work_dir)
+        layer = Layer(upper_fd, private=private, where=upper)
+        layer.ownership = ownership
+        index = open_index(work_fd, work, layer, stack.lowers, stack.names) if stack.features.index else None
+        if index is not None:
+            held.append(index.fd)
         if stack.features.volatile:
             _mark_volatile(work_dir)
     except OSError as exc:
@@ -186,13 +196,11 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
     except BaseException:
         _close_all(held)
         raise
-    layer = Layer(upper_fd, private=private, where=upper)
-    layer.ownership = ownership
     traps = frozenset((st.st_dev, st.st_ino) for st in (os.fstat(upper_fd), os.fstat(work_fd)))
     for lower in (*stack.lowers, *stack.data):
         lower.traps = traps
     os.close(work_fd)
-    stack = replace(stack, upper=layer, work=Work(work_dir, ownership, whiteout_files=not devices), locks=locks)
+    stack = replace(stack, upper=layer, work=Work(work_dir, ownership, whiteout_files=not devices), index=index, locks=locks)
     return stack if devices else _with_whiteout_files(stack)
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from unionfs.linux import files, xattrs
 from unionfs.overlay.backing import FdCache, share_of_descriptors
 from unionfs.overlay.copy_up import DataDraft, Draft, Work, decode_origin, encode_origin
+from unionfs.overlay.hard_links import HardLinks
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
@@ -61,6 +62,8 @@ class Tree:
         root.kind = stat.S_IFDIR
         self.nodes.add(root)
         self.root = root
+        #: None unless hard links of the lowers stay one file.
+        self.hard_links = None if stack.index is None else HardLinks(self, stack.index, self.upper)
 
     def _merged_roots(self, layers: tuple[Layer, ...]) -> Iterator[Layer]:
         """The lowers of the root."""
@@ -86,6 +89,8 @@ class Tree:
     def _open_directory(self, node: Node, layer: Layer) -> int:
         if node.orphan is not None:
             raise error(errno.ENOENT, node.name)
+        if self.hard_links is not None and node is self.hard_links.directory:
+            return self.hard_links.open_directory()
         return layer.open_directory(self.directory_path(node, layer))
 
     def directory_path(self, node: Node, layer: Layer) -> bytes:
@@ -255,6 +260,8 @@ class Tree:
         orphan = node.orphan
         if orphan is not None:
             return 0 if node.directory is not None or orphan.path is not None else st.st_nlink - orphan.links
+        if self.hard_links is not None:
+            return 1 if self.is_merged(node) else self.hard_links.links(node, st)
         return 1 if self.static_links and node.directory is not None or self.is_merged(node) else st.st_nlink
 
     @staticmethod
@@ -387,6 +394,10 @@ class Tree:
             self._forget_whiteout(parent, name, entry)
             raise error(errno.ENOENT, name)
         directory, data, number = self.examine(parent, name, entry, st)
+        if directory is None and st.st_nlink > 1 and self.hard_links is not None:
+            tied = self.hard_links.resolve(parent, name, entry, st, data)
+            if tied is not None:
+                return tied
         if directory is None and entry.source is self.stack.upper:
             known = self._same_upper_file(number, st)
             if known is not None:
@@ -407,6 +418,10 @@ class Tree:
         """What a node for *entry*, with the attributes *st*, has to know: its directory part, where its data are, its number."""
         directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
         return directory, self._data_of(parent, name, entry, st), self._number(parent, name, entry, st, directory)
+
+    def note_data(self, node: Node, data: Data) -> None:
+        """*node* is a metacopy."""
+        self._data[node.ino] = data
 
     def _forget_whiteout(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """*entry* is a whiteout in a directory that does not say it has such: the kernel lists it and finds nothing, here it then goes."""
@@ -504,8 +519,28 @@ class Tree:
         node.links = [*(node.links or ()), (parent, name)]
         parent.children += 1
 
-    def drop_name(self, node: Node, parent: Node, name: bytes) -> bool:
-        """*node* lost this name; returns whether another known one is left (then it is no orphan)."""
+    def bring_name_up(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
+        """Make sure that this very name of *node* is in upper, if it is one of several that are one file in a lower."""
+        if self.hard_links is not None and self.hard_links.is_tied(node):
+            self.hard_links.bring_name_up(node, parent, name, entry)
+
+    def is_last_name(self, node: Node) -> bool:
+        """Whether *node* will be an orphan when a name of it, one in upper if it is tied to others, goes."""
+        if self.hard_links is not None and self.hard_links.is_copied(node):
+            return self.hard_links.is_last_name(node)
+        return node.links is None
+
+    def name_of(self, node: Node) -> tuple[Node, bytes] | None:
+        """(directory, name) by which *node* is reached in the union; None when no name is known."""
+        if node.links is not None:
+            return node.links[-1]
+        indexed = self.hard_links is not None and node.parent is self.hard_links.directory
+        return None if node.parent is None or indexed else (node.parent, node.name)
+
+    def drop_name(self, node: Node, parent: Node, name: bytes, *, last: bool = False) -> bool:
+        """*node* lost this name; *last*: ``is_last_name`` said so. Returns whether another one is left (then it is no orphan)."""
+        if self.hard_links is not None and self.hard_links.is_copied(node):
+            return self.hard_links.drop_name(node, parent, name, last=last)
         if node.links is None:
             return False
         if node.parent is parent and node.name == name:
@@ -545,6 +580,8 @@ class Tree:
         node.orphan = orphan
         self._orphan_fds += orphan.fd >= 0
         self._drop_objects(node)
+        if self.hard_links is not None:
+            self.hard_links.forget(node)
         if node.directory is not None:
             self._drop_directory_fds(node)
             self._unwatch(node)
@@ -611,6 +648,8 @@ class Tree:
             self.forget_descriptors(node)
             self._drop_orphan(node)
             self._unwatch(node)
+            if self.hard_links is not None:
+                self.hard_links.forget(node)
             names = [(node.parent, node.name), *(node.links or ())]
             for parent, name in names:
                 if parent is None or parent.directory is None or parent.directory.index is None:
@@ -653,15 +692,16 @@ class Tree:
 
     def bring_up(self, node: Node, size: int | None = None, *, data: bool = True) -> None:
         """Make sure *node* is in upper, its parents first; *size* and *data* as in ``begin_copy_up``."""
-        if node.layer is self.upper and not (data and node.ino in self._data):
-            return
-        if node.directory is not None:
-            self.copy_up_directory(node)
-            return
-        draft = self.begin_copy_up(node, size, data=data)
-        if draft is not None:
-            draft.build()
-            self.publish(node, draft)
+        if node.layer is not self.upper or data and node.ino in self._data:
+            if node.directory is not None:
+                self.copy_up_directory(node)
+                return
+            draft = self.begin_copy_up(node, size, data=data)
+            if draft is not None:
+                draft.build()
+                self.publish(node, draft)
+        if self.hard_links is not None:
+            self.hard_links.bring_names_up(node)
 
     def begin_copy_up(self, node: Node, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
         """The Draft that will bring the non-directory *node* up, None when it is there; parents are brought up at once.
@@ -704,11 +744,12 @@ class Tree:
         else:
             name = node.name
             source = os.dup(self.directory_fd(node.parent, node.layer))
+        tied, nlink = (None, None) if self.hard_links is None else self.hard_links.draft_marks(node, st)
         shared = node.directory is None and st.st_nlink > 1  # copy-up breaks the link: the copy is an object of its own
         holds_marks = not names.userxattr or stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR)  # xattr(7)
         origin = encode_origin(node.layer, source, name) if holds_marks and not shared and node.parent is not None else None
         sync = self.stack.strict or (self.stack.sync and size > 0)
-        return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, origin, sync)
+        return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, tied or origin, sync, nlink=nlink)
 
     def publish(self, node: Node, draft: Draft | DataDraft) -> None:
         """Put the built *draft* in place of *node*'s lower object; the node goes on with upper's copy.
@@ -728,12 +769,15 @@ class Tree:
             self._publish_orphan(node, draft)
         else:
             try:
-                self._publish_allowed(node, node.parent, draft)
+                if self.hard_links is not None and self.hard_links.is_tied(node):
+                    self.hard_links.publish(node, draft)
+                else:
+                    self._publish_allowed(node, node.parent, draft)
             except BaseException:
                 self.work.discard(draft.work_name)
                 raise
         node.layer = upper
-        if node.directory is None and draft.st.st_nlink > 1 and node.orphan is None:
+        if node.directory is None and draft.st.st_nlink > 1 and draft.origin is None and node.orphan is None:
             st = self.stat(node)
             node.shown = self.nodes.natural(st.st_dev, st.st_ino) or node.ino
         if data is None:
@@ -741,6 +785,8 @@ class Tree:
             self._files.drop((node.ino, False))
         else:
             self._data[node.ino] = data
+        if self.hard_links is not None:
+            self.hard_links.bring_first_name_up(node)
 
     def _place_of_data(self, node: Node) -> Data:
         known = self._data.get(node.ino)

@@ -675,7 +675,10 @@ class Union:
         tree.settle_whiteout(directory, name)
         index = tree.index(directory)
         node = entry.node if isinstance(entry.node, Node) else None
-        orphan = None if node is None or node.links is not None else tree.prepare_orphan(node, directory, name)
+        if tree.hard_links is not None and entry.kind != stat.S_IFDIR:
+            node, _ = tree.resolve(directory, name, entry)
+            tree.bring_name_up(node, directory, name, entry)
+        orphan = tree.prepare_orphan(node, directory, name) if node is not None and tree.is_last_name(node) else None
         try:
             self._take_away(directory, name, entry, orphan)
         except BaseException:
@@ -685,7 +688,7 @@ class Union:
         index.remove(name)
         if entry.below or entry.source is not self.stack.upper:
             index.whiteouts.add(name)
-        if node is None or tree.drop_name(node, directory, name):
+        if node is None or tree.drop_name(node, directory, name, last=orphan is not None):
             return
         if orphan is not None:
             tree.make_orphan(node, orphan)

@@ -90,6 +90,7 @@ class XattrNames:
     metacopy: bytes = field(init=False)
     nlink: bytes = field(init=False)
     protattr: bytes = field(init=False)
+    upper: bytes = field(init=False)
     _reserved: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class XattrNames:
         if self.userxattr:
             prefix, other = other, prefix
         reserved = (prefix, other, _FUSE_OVERLAYFS) if self.whfiles else (prefix,)
-        for name in ("opaque", "whiteout", "origin", "impure", "redirect", "metacopy", "nlink", "protattr"):
+        for name in ("opaque", "whiteout", "origin", "impure", "redirect", "metacopy", "nlink", "protattr", "upper"):
             object.__setattr__(self, name, prefix + name.encode())
         object.__setattr__(self, "prefix", prefix)
         object.__setattr__(self, "all_opaque", tuple(each + b"opaque" for each in reserved))
