@@ -95,17 +95,19 @@ def _refuse_other_owners(fd: int, what: str, path: bytes) -> None:
 
 
 def hold_upper(options: MountOptions, held: ExitStack) -> None:
-    """Have upper and work to ourselves until *held* ends. Raises InUseError.
+    """Have upper and work to ourselves until *held* ends. Raises InUseError, LayerError.
 
     A mount that is attached here needs no longer: refuse_if_kernel_has sees it.
     """
-    from unionfs.overlay.stack import lock
+    from unionfs.overlay.stack import lock, refuse_half_converted
 
     for what, path in (("upper", options.upper), ("work", options.work)):
         if path is not None:
             fd = _open(what, path)
             held.callback(os.close, fd)
             held.callback(os.close, lock(fd, what, path))
+            if what == "upper":
+                refuse_half_converted(fd, path)
 
 
 def _open(what: str, path: bytes) -> int:

@@ -27,6 +27,7 @@ from unionfs.overlay.stack import hold
 from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, open_for_reading, refuse_if_kernel_has, walk
 from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import (
+    CONVERSION,
     FILE_PREFIX,
     HOLDS_XATTR_WHITEOUTS,
     IMPURE,
@@ -154,7 +155,10 @@ class _Upper:
 
     def findings(self) -> Iterator[_Found]:
         """All of them; each may be repaired before the next is asked for."""
-        yield from self._opacity(self._where, files.path_at(self._layer.root_fd, b""), _root_object(self._layer))
+        root = _root_object(self._layer)
+        if any(prefix + CONVERSION in root.marks for prefix in PREFIXES):
+            yield Finding(Kind.ENCODING, self._where, "its conversion was interrupted and has to be finished (unionfs convert)"), None
+        yield from self._opacity(self._where, files.path_at(self._layer.root_fd, b""), root)
         for listing in walk(self._layer):
             node = self._nodes.pop(listing.path, None)
             yield from self._impurity(listing)

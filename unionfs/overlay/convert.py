@@ -30,6 +30,7 @@ from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, refuse_if_kernel_has, walk
 from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.whiteout import (
+    CONVERSION,
     FILE_PREFIX,
     HOLDS_XATTR_WHITEOUTS,
     OPAQUE,
@@ -74,8 +75,6 @@ _FORMS = {
     Target.OCI: _Form(None, files=True, reserves=True),
 }
 _ESCAPE = b"overlay."
-#: On the upper's root while it is being converted: what to, from what, and which pass. In the namespace of the source.
-_NOTE = b"convert"
 #: On what is being changed: the times it will have again.
 _TIMES = b"convert.times"
 
@@ -103,7 +102,7 @@ def convert(
         followed = Redirect.NOFOLLOW if features.userxattr else Redirect.FOLLOW
         features = replace(features, redirect=followed, metacopy=not features.userxattr, volatile=False)
         place = held.enter_context(_own_work(upper)) if work is None else work
-        stack = open_stack(lowers, upper, place, features, data=data)
+        stack = open_stack(lowers, upper, place, features, data=data, converting=True)
         held.callback(stack.close)
         _convert(stack, target, features, note or _Note(target, features.userxattr, features.whfiles, first_pass=True))
 
@@ -139,7 +138,7 @@ def _convert(stack: Stack, target: Target, features: Features, note: _Note) -> N
 
 @dataclass(frozen=True)
 class _Note:
-    """What is going on, as noted on the upper's root."""
+    """What is going on, as noted on the upper's root, in the namespace of the source."""
 
     target: Target
     userxattr: bool
@@ -151,7 +150,7 @@ class _Note:
         """That of the directory *upper*, None without one."""
         for namespace in (XattrNames(), XattrNames(userxattr=True)):
             try:
-                words = os.getxattr(upper, namespace.prefix + _NOTE).decode("ascii").split()
+                words = os.getxattr(upper, namespace.prefix + CONVERSION).decode("ascii").split()
             except OSError as exc:
                 if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT, errno.ENOTDIR):
                     continue
@@ -175,7 +174,7 @@ class _Note:
 
     @property
     def _name(self) -> bytes:
-        return XattrNames(self.userxattr).prefix + _NOTE
+        return XattrNames(self.userxattr).prefix + CONVERSION
 
 
 @contextmanager
@@ -499,7 +498,7 @@ class _Rewriting:
         for mark, value in marks.items():
             prefix = next(known for known in PREFIXES if mark.startswith(known))
             short = mark[len(prefix) :]
-            if prefix not in self._prefixes or short.startswith(_ESCAPE) or short in (b"opaque", _NOTE, _TIMES):
+            if prefix not in self._prefixes or short.startswith(_ESCAPE) or short in (b"opaque", CONVERSION, _TIMES):
                 continue
             if prefix == self._form.prefix and (same or short in self._form.carried):
                 continue

@@ -17,7 +17,7 @@ from unionfs.overlay.index_dir import IndexDirectory, open_index
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.owners import CONTAINERS_STAT, STAT_NAMES, USER_STAT, Owners
 from unionfs.overlay.ownership import PLAIN, AlreadyMapped, Ownership
-from unionfs.overlay.whiteout import OPAQUE, XattrNames
+from unionfs.overlay.whiteout import CONVERSION, OPAQUE, XattrNames
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
@@ -75,11 +75,13 @@ def open_stack(
     features: Features = DEFAULTS,
     *,
     data: Sequence[bytes] = (),
+    converting: bool = False,
 ) -> Stack:
     """Open all layers, topmost lower first; without *upper* the stack is read-only.
 
     Paths may be relative or symlinks. Raises LayerError for a directory that is missing or unsuitable, InUseError when the upper or work
-    belongs to a live mount. On failure nothing stays open. *data*: data-only layers, below all others.
+    belongs to a live mount. On failure nothing stays open. *data*: data-only layers, below all others. *converting*: an upper whose
+    conversion was interrupted is welcome.
     """
     if not lowers:
         raise LayerError("a union needs at least one lower directory")
@@ -94,7 +96,7 @@ def open_stack(
         stack = Stack(tuple(opened[: len(lowers)]), None, None, names, features, tuple(opened[len(lowers) :]))
         if upper is None or work is None:
             return stack
-        return _add_upper(stack, upper, work)
+        return _add_upper(stack, upper, work, converting=converting)
     except BaseException:
         for layer in opened:
             layer.close()
@@ -170,13 +172,22 @@ def _upper_ownership(root_fd: int, path: bytes, lowers: tuple[Layer, ...], featu
     return ownership if wanted is not None or squashed else PLAIN
 
 
-def _add_upper(stack: Stack, upper: bytes, work: bytes) -> Stack:
+def refuse_half_converted(upper_fd: int, path: bytes) -> None:
+    """LayerError when a conversion of this upper was interrupted."""
+    for namespace in (XattrNames(), XattrNames(userxattr=True)):
+        if xattrs.find(files.path_at(upper_fd, b""), namespace.prefix + CONVERSION) is not None:
+            raise LayerError(f"upper directory {printable(path)}: its conversion was interrupted and has to be finished (unionfs convert)")
+
+
+def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> Stack:
     held: list[int] = []
     try:
         upper_fd, work_fd, private = _open_pair(upper, work, held)
         for fd, what, path in ((upper_fd, "upper", upper), (work_fd, "work", work)):
             held.append(lock(fd, what, path))
         locks = tuple(held[-2:])
+        if not converting:
+            refuse_half_converted(upper_fd, upper)
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
             raise LayerError(f"upper directory {printable(upper)} is on a read-only filesystem")
         ownership = _upper_ownership(upper_fd, upper, stack.lowers, stack.features)

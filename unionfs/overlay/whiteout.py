@@ -20,6 +20,8 @@ FILE_PREFIX = b".wh."
 #: In a directory: it is opaque. The second is what fuse-overlayfs 1.10 makes of the first when it hides what is below, a device 0:0.
 OPAQUE_FILE = b".wh..wh..opq"
 OPAQUE_DEVICE = b".wh..opq"
+#: A mark on an upper's root, in the kernel's or the other namespace: it is being converted, and half a conversion is for nobody to read.
+CONVERSION = b"convert"
 _FUSE_OVERLAYFS = b"user.fuseoverlayfs."
 _ESCAPE = b"overlay."
 

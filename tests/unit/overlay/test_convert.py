@@ -321,9 +321,13 @@ def test_killed_at_any_moment_it_shows_the_same_and_can_be_finished(
 
 def test_what_was_begun_has_to_be_finished_first(filled: World) -> None:
     moved(filled)
-    assert dies_after(8, lambda: converted(filled, Target.OCI))
+    assert dies_after(20, lambda: converted(filled, Target.OCI))
     with pytest.raises(LayerError, match="conversion to oci"):
         converted(filled, Target.KERNEL)
+    with pytest.raises(LayerError, match="unionfs convert"):
+        filled.open()
+    places = os.fsencode(filled.upper), [os.fsencode(path) for path in filled.lowers], os.fsencode(filled.work)
+    assert any("conversion" in found.text for found in check(*places))
     converted(filled, Target.OCI)
 
 
