@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # who only asks whether options go together shall not pay for
 _KERNEL_FIELDS = frozenset(
     "lowers data_lowers upper work read_only fsync acl userxattr private allow_other vfs_flags fsname debug engine extra".split()
 )
-_WRITTEN = {"uid_ranges": "uidmapping", "gid_ranges": "gidmapping"}
+_WRITTEN = {"uid_ranges": "uidmapping", "gid_ranges": "gidmapping", "live": "lowers=live"}
 _KERNEL_CHOICES = frozenset("redirect_dir index metacopy nfs_export verity xino uuid context fscontext defcontext rootcontext".split())
 
 #: How much a directory that cannot be redirected may hold to be copied up when it is renamed: seconds on a slow disk.

@@ -145,6 +145,8 @@ def lacking(text: bytes) -> list[str]:
         (b"static_nlink,writeback=1,subtype=s,rename_copy_limit=0", ["rename_copy_limit", "static_nlink", "subtype", "writeback"]),
         (b"uidmapping=0:1:1,gidmapping=0:1:1,squash_to_uid=0", ["gidmapping", "squash_to_uid", "uidmapping"]),
         (b"squash_to_root,squash_to_gid=0", ["squash_to_gid", "squash_to_root"]),
+        (b"lowers=live", ["lowers=live"]),
+        (b"lowers=static", []),
         (b"xattr_permissions=2,whfiles", ["whfiles", "xattr_permissions"]),
     ],
 )

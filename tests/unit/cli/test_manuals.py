@@ -12,7 +12,7 @@ import pytest
 from unionfs import options
 from unionfs.cli.entry import COMMANDS
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGES = ["unionfs.1", "mount.fuse.unionfs.8"]
 
 
