@@ -508,7 +508,7 @@ _HELP = (
     ("context=C", "and fscontext, defcontext, rootcontext: security labels for the kernel; nothing to pyfuse3"),
     ("engine=pyfuse3|kernel|auto", "what mounts, as --engine"),
     ("acl, noacl", "whether POSIX ACLs are honoured (default acl)"),
-    ("userxattr", "marks are user.overlay.* instead of trusted.overlay.*"),
+    ("userxattr", "marks are user.overlay.* instead of trusted.overlay.* (implied for who may not write those)"),
     ("uidmapping=C:H:N, gidmapping=C:H:N", "N ids stored from C on are shown from H on; more ranges follow after a colon"),
     ("squash_to_root, squash_to_uid=N, squash_to_gid=N", "every owner is shown as root or as N"),
     ("xattr_permissions=0|1|2", "1, 2: owners and modes are kept in attributes (security.*, user.*) of the upper's files"),

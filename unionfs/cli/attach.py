@@ -13,7 +13,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, NoReturn, Protocol, TypeVar
 
 from unionfs import engines, state
@@ -21,6 +21,7 @@ from unionfs.cli.detach import detach
 from unionfs.cli.entry import complain, reason, warn
 from unionfs.errors import InUseError, MountError, UsageError, printable
 from unionfs.linux import mounts
+from unionfs.linux.process import may_use_trusted_xattrs
 from unionfs.options import MountOptions
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Reporter(Protocol):
 
 def mount(request: Request) -> int:
     """Make the mount; in the foreground returns when it is gone, else when it answers. The exit code; raises UnionfsError."""
+    request = replace(request, options=_within_rights(request.options))
     if request.engine == "kernel":
         _mount_by_kernel(request)
         return 0
@@ -82,6 +84,18 @@ def mount(request: Request) -> int:
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         raise
+
+
+def _within_rights(options: MountOptions) -> MountOptions:
+    """*options*, with userxattr for who may not use trusted.* attributes. Raises UsageError when they exclude that."""
+    if options.userxattr or may_use_trusted_xattrs():
+        return options
+    options = replace(options, userxattr=True)
+    try:
+        engines.check(options)
+    except UsageError as exc:
+        raise UsageError(f"{exc} (trusted.* attributes, which need CAP_SYS_ADMIN, cannot be used)") from None
+    return options
 
 
 def _mount_by_kernel(request: Request) -> None:

@@ -17,6 +17,8 @@ _CLOSE_RANGE_CLOEXEC = 4
 _LAST_FD = 0x7FFFFFFF
 _SI_KERNEL = 0x80
 _SIGINFO_SIZE = 128
+_CAP_SYS_ADMIN = 21
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
 
 
 def overflow_ids() -> tuple[int, int]:
@@ -26,6 +28,15 @@ def overflow_ids() -> tuple[int, int]:
         with open(f"/proc/sys/kernel/overflow{kind}", encoding="ascii") as file:
             found.append(int(file.read()))
     return found[0], found[1]
+
+
+def may_use_trusted_xattrs() -> bool:
+    """Whether we may read and write ``trusted.*`` attributes: only with CAP_SYS_ADMIN in the initial user namespace (xattr(7))."""
+    if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def die_with_parent() -> None:
