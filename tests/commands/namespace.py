@@ -26,12 +26,16 @@ class Namespace:
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
-    def run(self, *arguments: Argument, user: int | None = None, env: dict[str, str] | None = None) -> Done:
-        """Run a command in it, in its root directory, as root or *user*."""
-        enter: list[Argument] = ["nsenter", "-t", str(self.pid), "-m", "--"]
+    def entering(self, user: int | None = None) -> list[str]:
+        """What to put before a command that is to run in it, in its root directory, as root or *user*."""
+        enter = ["nsenter", "-t", str(self.pid), "-m", "--"]
         if user is not None:
             enter += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all", "--"]
-        return run(*arguments, command=enter, env=environment() if env is None else env)
+        return enter
+
+    def run(self, *arguments: Argument, user: int | None = None, env: dict[str, str] | None = None) -> Done:
+        """Run a command in it, in its root directory, as root or *user*."""
+        return run(*arguments, command=list(self.entering(user)), env=environment() if env is None else env)
 
     def must(self, *arguments: Argument, user: int | None = None, env: dict[str, str] | None = None) -> str:
         """Run a command that must succeed without a word on stderr; its output."""
@@ -85,6 +89,30 @@ class Namespace:
         passwd.write_text(Path("/etc/passwd").read_text() + f"unionfs-test:x:{USER}:{USER}::/:/bin/sh\n")
         self.bind(passwd, "/etc/passwd")
 
+    def let_the_user_have_ids(self, scratch: Path) -> None:
+        """Ranges of ids for the user's namespaces, which newuidmap and newgidmap give out."""
+        for name in ("subuid", "subgid"):
+            (scratch / name).write_text(f"{USER}:100000:65536\n")
+            if not Path("/etc", name).exists():
+                self.add_file(scratch, "/etc", scratch / name)
+            else:
+                self.bind(scratch / name, f"/etc/{name}")
+
+    @contextmanager
+    def user_namespace(self, *, ranges: bool) -> Iterator[UserNamespace]:
+        """The user's own namespaces of users and mounts, as of ``unshare -Ur``; *ranges*: with the ids of /etc/subuid as well."""
+        make = ["unshare", "-Urm", "--propagation", "private", *(["--map-auto"] if ranges else []), "sleep", "1000"]
+        with subprocess.Popen([*self.entering(USER), *make], env=environment()) as keeper:
+            try:
+                deadline = time.monotonic() + 10
+                while Path(f"/proc/{keeper.pid}/comm").read_text() != "sleep\n":
+                    assert keeper.poll() is None and time.monotonic() < deadline, "no user namespace"
+                    time.sleep(0.002)
+                yield UserNamespace(self, keeper.pid)
+            finally:
+                keeper.kill()
+                keeper.wait()
+
     def let_users_use_fuse(self, scratch: Path, *, mode: int = 0o666, conf: str = "") -> None:
         """A fuse device of our own with this mode, and an /etc/fuse.conf."""
         node = scratch / "fuse"
@@ -93,6 +121,20 @@ class Namespace:
         self.bind(node, "/dev/fuse")
         (scratch / "fuse.conf").write_text(conf)
         self.bind(scratch / "fuse.conf", "/etc/fuse.conf")
+
+
+class UserNamespace(Namespace):
+    """The same of a user namespace within *outer*: commands run as the root of that, who outside is the user."""
+
+    def __init__(self, outer: Namespace, pid: int) -> None:
+        super().__init__(pid)
+        self.outer = outer
+
+    def entering(self, user: int | None = None) -> list[str]:
+        inside = ["nsenter", "-t", str(self.pid), "-U", "-m", "--preserve-credentials", "--"]
+        if user is not None:
+            inside += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
+        return self.outer.entering(USER) + inside
 
 
 def _connections(pid: int) -> set[int]:

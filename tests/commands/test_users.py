@@ -36,9 +36,9 @@ class Home:
         return self.ns.run(*our_program(), *arguments, user=USER, env=environment(XDG_RUNTIME_DIR=str(self.scratch / "runtime")))
 
     def mount(self, *more: Argument) -> Done:
-        """Mount the layers; marks go to user.overlay, as users may not write the others."""
+        """Mount the layers."""
         lowers = [word for lower in self.layers.lowers for word in ("--lower", lower)]
-        upper = ["--upper", str(self.layers.upper), "--work", str(self.layers.work), "-o", "userxattr"]
+        upper = ["--upper", str(self.layers.upper), "--work", str(self.layers.work)]
         return self.run("mount", *lowers, *upper, *more, self.mnt)
 
     def flags(self) -> str:

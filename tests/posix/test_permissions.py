@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.posix.rooms import CONTENT, Room, fails_with, furniture
 from tests.support.users import as_user
 
@@ -160,6 +162,7 @@ def test_opening_with_trunc_drops_suid_and_sgid_for_a_user(room: Room) -> None:
     assert mode_of(room / "suid") == 0o777
 
 
+@pytest.mark.root
 def test_writing_as_root_keeps_suid(room: Room) -> None:
     with open(room / "suid", "ab") as file:
         file.write(b"x")

@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support import system
+from unionfs.linux.process import may_use_trusted_xattrs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KERNEL_OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off"
+USER_OPTIONS = "index=off,metacopy=off,xino=off,userxattr"  # with a word on redirect_dir the kernel refuses it to users
+KERNEL_OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off" if may_use_trusted_xattrs() else USER_OPTIONS
 MOUNT_SECONDS = 30.0
 _BAD_LOG_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback ")
 

@@ -11,6 +11,7 @@ import pytest
 from tests.support import system
 from tests.support.tree import fingerprint
 from tests.unit.overlay.world import World
+from unionfs.linux.process import may_use_trusted_xattrs
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def no_umask() -> Iterator[None]:
 @pytest.fixture
 def root() -> None:
     """For what only root may do: devices, trusted.* attributes, other owners, mounts."""
-    if os.geteuid() != 0:
+    if not may_use_trusted_xattrs():
         pytest.skip("needs root: devices, owners, trusted.* attributes or mounts")
 
 

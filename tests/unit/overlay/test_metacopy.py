@@ -92,6 +92,7 @@ def test_truncation_brings_only_what_is_left(world: World, view: View) -> None:
     assert view.read(b"dir/file") == BIG[:5000] + bytes(1000)
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_what_writing_disturbs_is_put_back(world: World) -> None:
     capability = bytes.fromhex("0100000200040000000000000000000000000000")
     os.setxattr(world.lowers[1] / "big", "security.capability", capability)
@@ -101,6 +102,7 @@ def test_what_writing_disturbs_is_put_back(world: World) -> None:
     assert os.getxattr(world.upper / "big", "security.capability") == capability
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_moved_or_linked_metacopy_says_where_its_data_are(world: World, view: View) -> None:
     view.chmod(b"dir/file", 0o600)
     view.rename(b"dir/file", b"moved")
@@ -265,6 +267,7 @@ def _steps(side: _Side) -> None:
 
 @pytest.mark.overlayfs
 @pytest.mark.root
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_the_kernel_reads_our_metacopies_and_we_the_kernels(scratch: Path, mounts: Mounts) -> None:
     ours, kernels = furnish(scratch / "ours"), furnish(scratch / "kernels")
 
@@ -291,6 +294,7 @@ def test_the_kernel_reads_our_metacopies_and_we_the_kernels(scratch: Path, mount
 
 @pytest.mark.overlayfs
 @pytest.mark.root
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 @pytest.mark.parametrize("metacopy", ["on", "off"])
 def test_data_only_layers_hold_data_and_no_names(scratch: Path, mounts: Mounts, metacopy: str) -> None:
     world = World(scratch, lowers=1)

@@ -37,6 +37,7 @@ def redirect_of(path: Path) -> bytes | None:
     return marked(path, "redirect")
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_rename_in_place_writes_the_name(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     before = view.snapshot(b"a")
@@ -46,6 +47,7 @@ def test_a_rename_in_place_writes_the_name(world: World) -> None:
     assert world.reopen(view).snapshot(b"z") == before
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_move_writes_the_path_and_keeps_an_older_one(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     view.rename(b"a/sub", b"b/moved")
@@ -56,6 +58,7 @@ def test_a_move_writes_the_path_and_keeps_an_older_one(world: World) -> None:
     assert view.names(b"b/again") == [b"deep"]
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_name_becomes_a_path_when_the_directory_moves_on(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     view.rename(b"a", b"z")
@@ -67,6 +70,7 @@ def test_a_name_becomes_a_path_when_the_directory_moves_on(world: World) -> None
     assert world.reopen(view).names(b"b/sub") == [b"deep"]
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_redirect_in_a_lower_sends_the_layers_below_elsewhere(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     view.rename(b"a", b"z")
@@ -108,6 +112,7 @@ def test_a_redirect_to_nowhere_is_an_upper_directory(world: World) -> None:
     assert world.open(redirect=Redirect.ON).names(b"odd") == [b"file"]
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_nofollow_refuses_a_redirected_directory(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     view.rename(b"a", b"z")
@@ -122,6 +127,7 @@ def test_nofollow_refuses_a_redirected_directory(world: World) -> None:
         view.rename(b"z", b"y")
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_a_path_too_long_for_a_redirect_is_exdev(world: World) -> None:
     deep = world.lowers[1]
     for _ in range(3):
@@ -135,6 +141,7 @@ def test_a_path_too_long_for_a_redirect_is_exdev(world: World) -> None:
     assert view.names(os.path.dirname(path) + b"/beside") == [b"file"]
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_exchanged_directories_keep_their_lower_parts(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     one, other = view.snapshot(b"a"), view.snapshot(b"b")
@@ -195,6 +202,7 @@ def steps_exchange(move: Callable[..., None], make: Callable[[bytes], object]) -
 
 @pytest.mark.overlayfs
 @pytest.mark.root
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 @pytest.mark.parametrize("steps", [steps_chain, steps_recreate, steps_exchange])
 def test_chains_of_renames_look_the_same_here_and_in_the_kernel(
     scratch: Path, mounts: Mounts, steps: Callable[[Callable[..., None], Callable[[bytes], object]], None]

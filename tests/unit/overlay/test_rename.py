@@ -17,7 +17,7 @@ import pytest
 from tests.support import system
 from tests.support.mounts import KERNEL_OPTIONS, Layers, Mounts
 from tests.support.tree import Snapshot, difference, snapshot
-from tests.unit.overlay.world import View, World, is_whiteout, mark, marked, put, whiteout
+from tests.unit.overlay.world import USERXATTR, View, World, is_whiteout, mark, marked, put, whiteout
 from unionfs.linux import files
 from unionfs.overlay.features import Redirect
 from unionfs.overlay.rename import rename
@@ -213,12 +213,13 @@ def memory(module_mounts: Mounts) -> Iterator[Path]:
     system.unmount(path)
 
 
-@pytest.fixture(scope="module", params=["off", "on"])
+@pytest.fixture(scope="module", params=["nofollow"] if USERXATTR else ["off", "on"])
 def table(module_mounts: Mounts, memory: Path, request: pytest.FixtureRequest) -> Table:
-    """All cases done on both sides with redirect_dir off and on, then the layers exchanged."""
+    """All cases done on both sides with redirect_dir off and on (for users it is nofollow), then the layers exchanged."""
     redirect_dir: str = request.param
     options = KERNEL_OPTIONS.replace("redirect_dir=on", f"redirect_dir={redirect_dir}")
-    features: dict[str, Any] = {"redirect": Redirect.ON if redirect_dir == "on" else Redirect.FOLLOW}
+    kinds = {"on": Redirect.ON, "off": Redirect.FOLLOW, "nofollow": Redirect.NOFOLLOW}
+    features: dict[str, Any] = {"redirect": kinds[redirect_dir]}
     before = os.umask(0)
     try:
         kernels, ours = a_world(memory, f"kernel-{redirect_dir}"), a_world(memory, f"ours-{redirect_dir}")

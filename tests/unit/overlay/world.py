@@ -14,13 +14,14 @@ from typing import Any
 
 from tests.support import tree
 from unionfs.linux import xattrs
+from unionfs.linux.process import may_use_trusted_xattrs
 from unionfs.overlay.features import Features, Sync
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.union import Caller, Change, Union
 
-#: As an ordinary user the marks live in user.overlay.*, else where the kernel keeps them.
-USERXATTR = os.geteuid() != 0
+#: Without privileges, in a user namespace too, the marks live in user.overlay.*, else where the kernel keeps them.
+USERXATTR = not may_use_trusted_xattrs()
 PREFIX = "user.overlay." if USERXATTR else "trusted.overlay."
 ME = Caller(os.geteuid(), os.getegid())
 
