@@ -32,9 +32,9 @@ from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
 from unionfs.overlay.watch import Watcher
 
-_WHITEOUT_FILES = (
-    "the upper directory cannot hold the kernel's whiteouts: deletions are kept in .wh. files, which the kernel's overlayfs does not read"
-)
+_NO_DEVICES = "the upper directory cannot hold the kernel's whiteouts: deletions are kept in "
+_WHITEOUT_FILES = _NO_DEVICES + ".wh. files, which the kernel's overlayfs does not read"
+_WHITEOUT_MARKS = _NO_DEVICES + "attributes, which the kernel's overlayfs reads in lower layers only"
 _NO_INDEX = "a layer's filesystem has no file handles: hard links of a lower are broken by copying up, as with index=off"
 
 _log = logging.getLogger("unionfs")
@@ -51,6 +51,8 @@ def run(request: Request, reporter: Reporter) -> None:
         owned.callback(stack.unmark)
         if stack.work is not None and stack.work.whiteout_files:
             reporter.warning(_WHITEOUT_FILES)
+        elif stack.work is not None and stack.work.whiteout_marks is not None:
+            reporter.warning(_WHITEOUT_MARKS)
         if stack.features.index and stack.upper is not None and stack.index is None:
             reporter.warning(_NO_INDEX)
         record = _describe(request, stack)

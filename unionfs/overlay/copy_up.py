@@ -19,7 +19,7 @@ from unionfs.linux import files, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.ownership import PLAIN, Ownership
-from unionfs.overlay.whiteout import XattrNames, is_whiteout_device, whiteout_file
+from unionfs.overlay.whiteout import HOLDS_XATTR_WHITEOUTS, XattrNames, is_whiteout_device, whiteout_file
 
 _CAPABILITY = b"security.capability"
 _WHITEOUT_MODE = stat.S_IFCHR
@@ -37,13 +37,17 @@ class Work:
 
     Also where all whiteouts come from. They are devices as the kernel's; in an upper that can hold none (*whiteout_files*) they are
     ``.wh.`` files. Such a file is made before what it covers goes, and goes after what replaces it has come: beside an object it hides
-    lower layers only.
+    lower layers only. Where such names are refused too (in a mount with whfiles) they are empty files with an attribute, *whiteout_marks*:
+    in their place like devices, but their directory has to say that it holds such.
     """
 
-    def __init__(self, fd: int, ownership: Ownership = PLAIN, *, whiteout_files: bool = False) -> None:
+    def __init__(
+        self, fd: int, ownership: Ownership = PLAIN, *, whiteout_files: bool = False, whiteout_marks: XattrNames | None = None
+    ) -> None:
         self.fd = fd
         self.ownership = ownership
         self.whiteout_files = whiteout_files
+        self.whiteout_marks = whiteout_marks
         self._count = 0
 
     def name(self) -> bytes:
@@ -56,8 +60,22 @@ class Work:
         if self.whiteout_files:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(whiteout_file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd))
-        else:
+        elif self.whiteout_marks is None:
             os.mknod(name, _WHITEOUT_MODE, 0, dir_fd=dir_fd)
+        elif dir_fd == self.fd:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd))
+            xattrs.put(files.path_at(dir_fd, name), self.whiteout_marks.whiteout, b"y")
+        else:
+            self.announce_whiteouts(dir_fd)
+            with self._whiteout(self.name()) as whiteout:
+                files.renameat2(self.fd, whiteout, dir_fd, name, files.RENAME_NOREPLACE)
+
+    def announce_whiteouts(self, dir_fd: int) -> None:
+        """Before a whiteout comes to the directory *dir_fd* of upper: let it say so where that is needed."""
+        if self.whiteout_marks is not None:
+            holder = files.path_at(dir_fd, b"")
+            if xattrs.find(holder, self.whiteout_marks.opaque) is None:
+                xattrs.put(holder, self.whiteout_marks.opaque, HOLDS_XATTR_WHITEOUTS)
 
     @contextlib.contextmanager
     def covered(self, dir_fd: int, name: bytes) -> Iterator[None]:
@@ -75,6 +93,7 @@ class Work:
             with self.covered(dir_fd, name):
                 os.unlink(name, dir_fd=dir_fd)
             return
+        self.announce_whiteouts(dir_fd)
         with self._whiteout(self.name()) as whiteout:
             files.renameat2(self.fd, whiteout, dir_fd, name)
 
@@ -84,6 +103,7 @@ class Work:
             with self.covered(dir_fd, name):
                 files.renameat2(dir_fd, name, self.fd, kept)
             return
+        self.announce_whiteouts(dir_fd)
         with self._whiteout(kept):
             files.renameat2(self.fd, kept, dir_fd, name, files.RENAME_EXCHANGE)
 
@@ -137,6 +157,18 @@ class Work:
         """Remove *name* and all below it. What resists is left to the next mount: the verb it served has happened."""
         with contextlib.suppress(OSError):
             remove_tree(self.fd, name)
+
+
+def can_make_whiteout_files(work_fd: int) -> bool:
+    """Whether a ``.wh.`` file is possible: not in a mount for which it would be a mark itself."""
+    try:
+        os.close(os.open(whiteout_file(_PROBE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=work_fd))
+    except OSError as exc:
+        if exc.errno not in _NO_DEVICES:
+            raise
+        return False
+    os.unlink(whiteout_file(_PROBE), dir_fd=work_fd)
+    return True
 
 
 def can_make_devices(work_fd: int) -> bool:

@@ -164,6 +164,8 @@ def _move_in_upper(
         parted = isinstance(source.node, Node) and has_lower_part(tree, source.node)
         _move_with_files(tree.work, source, old_fd, old, new_fd, new, late=parted)
         return
+    if source.below:
+        tree.work.announce_whiteouts(old_fd)
     if source.kind == stat.S_IFDIR and target is None and new in tree.index(new_dir).whiteouts:
         # a directory cannot replace the whiteout, but swap with it; it may well be what has to stay behind
         files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)

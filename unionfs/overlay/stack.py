@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
-from unionfs.overlay.copy_up import Work, can_make_devices, empty_tree, remove_tree
+from unionfs.overlay.copy_up import Work, can_make_devices, can_make_whiteout_files, empty_tree, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Sync
 from unionfs.overlay.index_dir import IndexDirectory, open_index
 from unionfs.overlay.layer import Layer
@@ -194,6 +194,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> 
         work_dir = _prepare_work(work_fd, work, stack.names)
         held.append(work_dir)
         devices = can_make_devices(work_dir)
+        whiteout_files = not devices and can_make_whiteout_files(work_dir)
         layer = Layer(upper_fd, private=private, where=upper)
         layer.ownership = ownership
         index = open_index(work_fd, work, layer, stack.lowers, stack.names) if stack.features.index else None
@@ -211,8 +212,10 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> 
     for lower in (*stack.lowers, *stack.data):
         lower.traps = traps
     os.close(work_fd)
-    stack = replace(stack, upper=layer, work=Work(work_dir, ownership, whiteout_files=not devices), index=index, locks=locks)
-    return stack if devices else _with_whiteout_files(stack)
+    marks = None if devices or whiteout_files else stack.names
+    built = Work(work_dir, ownership, whiteout_files=whiteout_files, whiteout_marks=marks)
+    stack = replace(stack, upper=layer, work=built, index=index, locks=locks)
+    return _with_whiteout_files(stack) if whiteout_files else stack
 
 
 def _with_whiteout_files(stack: Stack) -> Stack:

@@ -33,11 +33,21 @@ def without_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stack_module, "can_make_devices", lambda _fd: False)
 
 
-@pytest.fixture(params=["devices", "files"])
+@pytest.fixture(params=["devices", "files", "attributes"])
 def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both kinds of upper."""
-    if request.param == "files":
+    """Every kind of upper."""
+    if request.param != "devices":
         monkeypatch.setattr(stack_module, "can_make_devices", lambda _fd: False)
+    if request.param == "attributes":
+        monkeypatch.setattr(stack_module, "can_make_whiteout_files", lambda _fd: False)
+        without = files.renameat2
+
+        def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
+            if flags & files.RENAME_WHITEOUT:
+                raise OSError(errno.EINVAL, "no devices")
+            without(old_dir, old, new_dir, new, flags)
+
+        monkeypatch.setattr(files, "renameat2", renameat2)
     return str(request.param)
 
 
@@ -228,8 +238,11 @@ class TestChanging:
         view.rmdir(b"dir")
         if written == "files":
             assert on_disk(world.upper) == [".wh.dir", ".wh.file"]
-        else:
+        elif written == "devices":
             assert all(is_whiteout(world.upper / name) for name in ("dir", "file"))
+        else:
+            assert marked(world.upper, "opaque") == b"x"
+            assert marked(world.upper / "dir", "whiteout") == marked(world.upper / "file", "whiteout") == b"y"
         assert world.reopen_with(view, whfiles=True).names() == []
 
     def test_moving_onto_a_hidden_name(self, world: World, top: Path, written: str) -> None:
