@@ -110,7 +110,7 @@ def convert(
 def _convert(stack: Stack, target: Target, features: Features, note: _Note) -> None:
     form = _FORMS[target]
     assert stack.upper is not None and stack.work is not None
-    if stack.work.whiteout_files and not form.files:
+    if stack.work.whiteout_marks is not None or (stack.work.whiteout_files and not form.files):
         raise LayerError(f"{printable(stack.upper.where)}: its filesystem cannot hold the whiteouts of {target.value}")
     if form.prefix is not None:
         itself = files.path_at(stack.work.fd, b"")
