@@ -97,6 +97,22 @@ class Engine:
         assert done.status == 0, f"podman {arguments}: {done.status}\n{done.out}{done.err}"
         return done.out
 
+    def move_to(self, program: str | None, target: str) -> None:
+        """Hand the whole storage over to another mount program (None: the kernel): every layer is converted for it, the lowest first."""
+        overlay = self.home / "graph" / "overlay"
+        found: list[tuple[list[Path], Path]] = []
+        for layer in overlay.iterdir():
+            chain = (layer / "lower").read_text().split(":") if (layer / "lower").exists() else []
+            if chain:
+                found.append(([(overlay / lower).resolve() for lower in chain], layer))
+        for lowers, layer in sorted(found, key=lambda one: len(one[0])):
+            words: list[str | Path] = [word for lower in lowers for word in ("--lower", lower)]
+            work: list[str | Path] = ["--work", layer / "work"] if (layer / "work").exists() else []
+            self.ns.must(*our_program(), "convert", "-o", "whfiles", *words, *work, "--to", target, layer / "diff")
+        (overlay / ".has-mount-program").unlink(missing_ok=True)
+        self.program = program
+        self.configure()
+
     def run(self, image: str, script: str, *options: str) -> str:
         """The output of a shell script in a new container that is removed afterwards."""
         return self.must("run", "--rm", *CONTAINER, *options, image, "/bin/sh", "-ec", script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,41 @@ def test_owners_of_a_mapped_container_are_shown_as_it_knows_them(podman: Engine)
     script = "stat -c '%u:%g' /etc/passwd; touch /mine; stat -c '%u:%g' /mine; chown 5:6 /mine; stat -c '%u:%g' /mine"
     out = podman.run("base", script, *mapping)
     assert out == "0:0\n0:0\n5:6\n"
+
+
+#: What a container does each time it is started: look at what it did before, and go on.
+WALK = """
+mkdir -p /log; ls /log > /tmp/count; touch /log/$(cat /tmp/count | while read x; do echo -n i; done)i
+test ! -d /usr/share/data || mv /usr/share/data /usr/share/moved
+rm -f /etc/group
+rm -rf /usr/share/moved/deep; mkdir /usr/share/moved/deep; cat /tmp/count > /usr/share/moved/deep/new
+chmod 4711 /usr/share/suid; echo more >> /usr/share/link
+find /log /usr /etc/group -type f -exec stat -c '%n %a %s' {} + 2>/dev/null | sort
+cat /usr/share/link
+"""
+
+
+def test_a_storage_moves_between_us_fuse_overlayfs_and_the_kernel(podman: Engine, scratch: Path) -> None:
+    ours = podman.program
+    podman.must("create", "--name", "prepared", *CONTAINER, "base", "/bin/sh", "-ec", CHANGES)
+    podman.must("start", "-a", "prepared")
+    podman.must("commit", "prepared", "image")
+    podman.must("rm", "prepared")
+    look = podman.run("image", LOOK)
+    podman.must("create", "--name", "walker", *CONTAINER, "base", "/bin/sh", "-ec", WALK)
+
+    def walk(number: int) -> None:
+        found = podman.must("start", "-a", "walker").splitlines()
+        names = sorted(f"/log/{'i' * (count + 1)}" for count in range(number))
+        assert [line.split()[0] for line in found if line.startswith("/log")] == names, found
+        assert [line for line in found if not line.startswith("/")] == ["data", *["more"] * number]
+        assert "/usr/share/suid 4711 1" in found and not any(line.startswith("/etc/group") for line in found)
+        assert [line.split()[0] for line in found if "/data" in line] == [] and any("/usr/share/moved/file" in line for line in found)
+        assert podman.run("image", LOOK) == look
+
+    walk(1)
+    for number, (program, target) in enumerate(
+        [("fuse-overlayfs", "fuse-overlayfs"), (None, "kernel"), (ours, "kernel"), (None, "kernel"), ("fuse-overlayfs", "fuse-overlayfs"),
+         (ours, "kernel")], 2):  # fmt: skip
+        podman.move_to(shutil.which(program) if program == "fuse-overlayfs" else program, target)
+        walk(number)
