@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.namespace import namespace
-from tests.commands.program import flags, make_layers, wait_for
+from tests.commands.program import flags, wait_for
 from tests.support import requirements
 from tests.support.mounts import Layers, our_program
 
@@ -21,11 +21,6 @@ pytestmark = [
 PYTHON = str(Path(sys.base_prefix).resolve())
 COVERED = sorted({"/usr", "/etc", "/dev", "/run", "/var", "/tmp", PYTHON, str(Path(__file__).parents[2])})
 CHANGE = 'ls -a "$1" >/dev/null && echo x >"$1"/unionfs-test && cat "$1"/unionfs-test && rm "$1"/unionfs-test'
-
-
-@pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
 
 
 

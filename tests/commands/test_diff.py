@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,13 @@ CHANGED = "C /file\nD /only-lower0\nA /w\u00fcrst\n"
 
 
 @pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
-
-
-@pytest.fixture
-def mnt(scratch: Path, layers: Layers) -> Iterator[Place]:
+def mnt(mnt: Place, layers: Layers) -> Place:
     """A union in which a file was changed, one deleted and one made."""
-    with place(scratch) as found:
-        assert run("mount", *flags(layers), found.path).status == 0
-        (found.path / "file").write_text("changed")
-        (found.path / "only-lower0").unlink()
-        (found.path / "w\u00fcrst").touch()
-        yield found
+    assert run("mount", *flags(layers), mnt.path).status == 0
+    (mnt.path / "file").write_text("changed")
+    (mnt.path / "only-lower0").unlink()
+    (mnt.path / "w\u00fcrst").touch()
+    return mnt
 
 
 def test_a_live_mount_or_its_upper_is_compared_with_its_own_lowers(layers: Layers, mnt: Place) -> None:

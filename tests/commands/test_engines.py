@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ pytestmark = [
 @pytest.fixture
 def layers(scratch: Path) -> Layers:
     return make_layers(scratch, lowers=2)
-
-
-@pytest.fixture
-def mnt(scratch: Path) -> Iterator[Place]:
-    with place(scratch) as found:
-        yield found
 
 
 def mount(engine: str, layers: Layers, mnt: Place, *more: str) -> Done:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.program import flags, make_layers, place, run
+from tests.commands.program import flags, place, run
 from tests.support import requirements
 from tests.support.mounts import Layers
 
@@ -19,11 +19,6 @@ pytestmark = [
 ]
 
 CLEAN, REPAIRED, LEFT, FAILED, USAGE = 0, 1, 4, 8, 16
-
-
-@pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
 
 
 def damaged(layers: Layers) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,6 @@ pytestmark = [
 @pytest.fixture
 def layers(scratch: Path) -> Layers:
     return make_layers(scratch, lowers=2)
-
-
-@pytest.fixture
-def mnt(scratch: Path) -> Iterator[Place]:
-    with place(scratch) as found:
-        yield found
 
 
 def test_the_command_returns_when_the_mount_answers(layers: Layers, mnt: Place) -> None:

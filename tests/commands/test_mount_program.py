@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands.namespace import namespace
-from tests.commands.program import Place, environment, listed, make_layers, named, place, run, texts, wait_for
+from tests.commands.program import Place, environment, listed, named, run, texts, wait_for
 from tests.support import requirements, system
 from tests.support.mounts import Layers
 from unionfs import __version__
@@ -19,17 +18,6 @@ pytestmark = [
     pytest.mark.fuse,
     pytest.mark.skipif(requirements.missing_for_fuse() is not None, reason=str(requirements.missing_for_fuse())),
 ]
-
-
-@pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
-
-
-@pytest.fixture
-def mnt(scratch: Path) -> Iterator[Place]:
-    with place(scratch) as found:
-        yield found
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.namespace import namespace
-from tests.commands.program import Done, Place, make_layers, place, run, texts
+from tests.commands.program import Done, Place, make_layers, run, texts
 from tests.support import requirements, system
 from tests.support.mounts import Layers, our_program
 
@@ -26,12 +26,6 @@ pytestmark = [
 @pytest.fixture
 def layers(scratch: Path) -> Layers:
     return make_layers(scratch, lowers=2)
-
-
-@pytest.fixture
-def mnt(scratch: Path) -> Iterator[Place]:
-    with place(scratch) as found:
-        yield found
 
 
 def kernel(text: str, mnt: Place) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.namespace import USER, Namespace, namespace
-from tests.commands.program import Place, environment, make_layers, named, place, run, texts
+from tests.commands.program import Place, environment, make_layers, named, run, texts
 from tests.support import requirements
 from tests.support.mounts import Layers, our_program
 
@@ -21,12 +21,6 @@ pytestmark = [
 
 #: What podman --userns=keep-id passes to its mount program for user 1001.
 KEEP_ID = ":0:1:1001:1001:0:1:1002:1002:64535"
-
-
-@pytest.fixture
-def mnt(scratch: Path) -> Iterator[Place]:
-    with place(scratch) as found:
-        yield found
 
 
 def test_the_mount_program_takes_the_mapping_of_podman_keep_id(scratch: Path, mnt: Place) -> None:

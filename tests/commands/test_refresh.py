@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.commands.program import Done, Place, flags, make_layers, place, run
+from tests.commands.program import Done, Place, flags, run
 from tests.support import requirements
 from tests.support.mounts import Layers
 from unionfs.cli.refresh import inner_path
@@ -21,16 +20,10 @@ needs_fuse = [
 
 
 @pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
-
-
-@pytest.fixture
-def mnt(scratch: Path, layers: Layers) -> Iterator[Place]:
+def mnt(mnt: Place, layers: Layers) -> Place:
     """A directory with a union mounted on it."""
-    with place(scratch) as found:
-        assert run("mount", *flags(layers), found.path).status == 0
-        yield found
+    assert run("mount", *flags(layers), mnt.path).status == 0
+    return mnt
 
 
 @pytest.mark.parametrize(

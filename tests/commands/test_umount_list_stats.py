@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.commands.program import Done, Place, environment, flags, listed, make_layers, place, run
+from tests.commands.program import Done, Place, environment, flags, listed, place, run
 from tests.support import requirements, system
 from tests.support.mounts import REPOSITORY, Layers, our_program
 
@@ -24,16 +23,10 @@ pytestmark = [
 
 
 @pytest.fixture
-def layers(scratch: Path) -> Layers:
-    return make_layers(scratch)
-
-
-@pytest.fixture
-def mnt(scratch: Path, layers: Layers) -> Iterator[Place]:
+def mnt(mnt: Place, layers: Layers) -> Place:
     """A directory with a union mounted on it."""
-    with place(scratch) as found:
-        assert run("mount", *flags(layers), found.path).status == 0
-        yield found
+    assert run("mount", *flags(layers), mnt.path).status == 0
+    return mnt
 
 
 def kill_server(mnt: Place) -> None:
