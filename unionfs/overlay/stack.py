@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -296,6 +297,8 @@ def _prepare_work(work_fd: int, path: bytes, names: XattrNames) -> int:
     try:
         os.mkdir(b"work", 0o700, dir_fd=work_fd)
     except FileExistsError:
+        if not stat.S_ISDIR(os.stat(b"work", dir_fd=work_fd, follow_symlinks=False).st_mode):
+            raise LayerError(f"{printable(os.path.join(path, b'work'))} is no directory: it is in the way of the mount's own") from None
         incompat = _incompatible(work_fd)
         if incompat is not None:
             where = os.path.join(path, b"work/incompat", incompat)
