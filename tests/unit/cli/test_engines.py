@@ -146,7 +146,7 @@ def lacking(text: bytes) -> list[str]:
         (b"uidmapping=0:1:1,gidmapping=0:1:1,squash_to_uid=0", ["gidmapping", "squash_to_uid", "uidmapping"]),
         (b"squash_to_root,squash_to_gid=0", ["squash_to_gid", "squash_to_root"]),
         (b"lowers=live", ["lowers=live"]),
-        (b"lowers=static", []),
+        (b"lowers=live,lowers=static", []),
         (b"xattr_permissions=2,whfiles", ["whfiles", "xattr_permissions"]),
     ],
 )

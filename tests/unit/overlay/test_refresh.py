@@ -8,11 +8,13 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.tree import Snapshot
 from tests.unit.overlay.world import View, World, mark, no_descriptor_left, put, whiteout
+from unionfs.overlay.features import Redirect
 from unionfs.overlay.refresh import Outdated, refresh, refresh_data, refresh_directory
 from unionfs.overlay.union import Change
 
@@ -344,3 +346,35 @@ def test_a_directory_that_cannot_be_read_loses_its_names(world: World, monkeypat
             view.find(b"directory/both")
     all_of(refresh(tree))
     assert view.snapshot() == fresh_snapshot(world)
+
+
+@pytest.mark.parametrize("features", [{}, {"metacopy": True}, {"index": True}, {"redirect": Redirect.FOLLOW}], ids=str)
+def test_a_refresh_where_nothing_happened_changes_nothing(root: None, world: World, features: dict[str, Any]) -> None:
+    """Every node goes on, whatever was done in the union meanwhile."""
+    top, base = world.lowers
+    fill(top, base)
+    os.link(base / "big", base / "big's other name")
+    view = world.open(userxattr=False, **features)
+    view.write(b"directory/base", b"up")
+    view.chmod(b"big", 0o600)
+    view.unlink(b"directory/mine")
+    view.rmdir(b"empty")
+    view.mkdir(b"empty")
+    view.make_file(b"empty/made", b"new")
+    view.link(b"empty/made", b"second name")
+    view.rename(b"file", b"other/moved")
+    if "redirect" not in features:
+        view.rename(b"alone/deep", b"directory/deep")
+        view.rename(b"alone", b"elsewhere")
+    view.make_file(b"gone", b"unlinked")
+    gone = view.ino(b"gone")
+    view.unlink(b"gone")
+    before = view.snapshot()
+    nodes = {path: view.node(b"" if path == b"." else path) for path in before}
+    numbers = {node.ino for node in view.union.tree.nodes}
+    outdated = all_of(refresh(view.union.tree))
+    assert outdated.names == set()
+    assert {node.ino for node in view.union.tree.nodes} == numbers
+    assert view.snapshot() == before
+    assert all(view.node(b"" if path == b"." else path) is node for path, node in nodes.items())
+    assert view.union.read(gone, 0, 100) == b"unlinked"
