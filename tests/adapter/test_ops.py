@@ -402,3 +402,27 @@ async def test_a_forgotten_number_may_be_given_to_another_object(ops: Operations
     await ops.forget([(FILE, 1)])
     await ops.getattr(FILE, ROOT)
     assert union.count("getattr") == 1
+
+
+# ---- layers that others change ----
+
+async def test_what_is_remembered_can_be_forgotten(ops: Operations, union: FakeUnion) -> None:
+    await ops.lookup(TOP, b"file", ROOT)
+    union.asked.clear()
+    await ops.getattr(FILE, ROOT)
+    assert union.asked == []
+    ops.forget_known()
+    await ops.getattr(FILE, ROOT)
+    assert asked(union) == ("getattr", 7)
+
+
+async def test_a_limited_trust_holds_for_every_answer_and_for_our_own_memory(ops: Operations, union: FakeUnion) -> None:
+    await ops.lookup(TOP, b"file", ROOT)
+    ops.limit_trust(1.0)
+    for _ in range(2):
+        union.asked.clear()
+        entry = await ops.getattr(FILE, ROOT)
+        assert asked(union) == ("getattr", 7) and (entry.entry_timeout, entry.attr_timeout) == (1.0, 1.0)
+    assert (await ops.lookup(TOP, b"nothing", ROOT)).entry_timeout == 1.0
+    ops.limit_trust(5.0)
+    assert (await ops.getattr(FILE, ROOT)).attr_timeout == 1.0

@@ -108,7 +108,7 @@ class Refresher:
             async with self._busy:
                 try:
                     await self._catch_up()
-                except OSError as exc:  # nothing to end the mount for
+                except Exception as exc:  # a defect of ours, and nothing to end the mount for
                     log.error("lowers=live: a change could not be followed: %s", exc, exc_info=exc)
 
     async def _catch_up(self) -> None:

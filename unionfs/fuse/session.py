@@ -273,7 +273,11 @@ async def _answer(request: Any, facts: _Facts, refresher: Refresher) -> dict[str
     path = request.get("path", "")
     if not isinstance(path, str):
         return {"error": "the path is no text"}
-    await refresher.refresh(path.encode("utf-8", "surrogateescape"))
+    try:
+        await refresher.refresh(path.encode("utf-8", "surrogateescape"))
+    except Exception as exc:  # a defect of ours, and nothing to end the mount for
+        log.error("refresh failed unexpectedly", exc_info=exc)
+        return {"error": f"the refresh failed: {exc}"}
     return {"refreshed": path}
 
 

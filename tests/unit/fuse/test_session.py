@@ -160,3 +160,11 @@ async def test_a_refresh_is_answered_when_it_is_done(facts: session._Facts, requ
     refresher = _Refresher()
     answer = await session._answer(request_, facts, cast(Any, refresher))
     assert refresher.asked == asked and ("refreshed" in answer) == bool(asked)
+
+
+async def test_a_refresh_that_fails_is_said_and_ends_nothing(facts: session._Facts, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(_: bytes) -> None:
+        raise KeyError("a defect")
+
+    answer = await session._answer({"cmd": "refresh"}, facts, cast(Any, SimpleNamespace(refresh=fail)))
+    assert answer == {"error": "the refresh failed: 'a defect'"} and caplog.records[0].exc_info is not None
