@@ -59,7 +59,8 @@ class FakeDraft:
 
 
 class FakeUnion:
-    """``asked``: every call in order. ``errors``: what a verb raises. ``drafts``: what still has to be copied up, by number."""
+    """``asked``: every call in order. ``errors``: what a verb raises. ``drafts``: what still has to be copied up, by number;
+    ``tied``: what is before one of its names goes."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -67,6 +68,7 @@ class FakeUnion:
         self.drafts: dict[int, FakeDraft] = {}
         self.nodes: dict[int, Node] = {}
         self.names: dict[tuple[int, bytes], int] = {}
+        self.tied: set[int] = set()
         self.listing: list[tuple[bytes, int, Node | LayerEntry]] = []
         self.released: list[int] = []
         self.vanished: set[bytes] = set()
@@ -203,6 +205,9 @@ class FakeUnion:
 
     def rmdir(self, parent: int, name: bytes) -> None:
         self._note("rmdir", parent, name)
+
+    def to_bring_up_first(self, parent: int, name: bytes) -> list[int]:
+        return [ino for ino in self.tied if self.names.get((parent, name)) == ino]
 
     def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:
         return [ino for ino in (self.names.get((old_parent, old)), self.names.get((new_parent, new))) if ino]

@@ -135,6 +135,17 @@ async def test_when_the_copy_fails_its_writer_is_told_and_the_next_tries_for_him
     assert union.count("publish") == 1
 
 
+async def test_what_is_tied_to_other_names_is_copied_up_before_one_goes(ops: Operations, union: FakeUnion) -> None:
+    union.names = {(1, b"gone"): 7, (1, b"old"): 8, (1, b"new"): 9}
+    union.tied = {7, 9}
+    for ino in (7, 9):
+        union.drafts[ino] = FakeDraft(size=1 << 30)
+    await ops.unlink(InodeT(1), b"gone", ROOT)
+    await ops.rename(InodeT(1), b"old", InodeT(1), b"new", 0, ROOT)
+    assert [call[:2] for call in union.asked if call[0] != "begin_copy_up" or call[1] in union.tied] == [
+        ("begin_copy_up", 7), ("publish", 7), ("unlink", 1), ("begin_copy_up", 9), ("publish", 9), ("begin_copy_up", 9), ("rename", 1)]
+
+
 async def test_rename_copies_its_files_up_first(ops: Operations, union: FakeUnion) -> None:
     union.names = {(1, b"old"): 7, (1, b"new"): 8}
     for ino in (7, 8):

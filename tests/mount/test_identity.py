@@ -113,8 +113,8 @@ class Pair:
         self.live = [self._mounts.ours(ours, "-o", self._features), self._mounts.kernel(kernels, options=self._features)]
 
     def unmount(self) -> None:
-        for mount in self.live:
-            assert mount.unmount() == []
+        complaints = [line for mount in self.live for line in mount.unmount()]
+        assert not complaints
         self.live = []
 
     def do(self, step: Step) -> None:

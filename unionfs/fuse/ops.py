@@ -224,6 +224,8 @@ class Operations(pyfuse3.Operations):
 
     @changing_verb
     async def unlink(self, parent: InodeT, name: bytes, ctx: RequestContext) -> None:
+        for ino in self._union.to_bring_up_first(parent, name):
+            await self._bring_up(ino, data=False)
         self._union.unlink(parent, name)
 
     @changing_verb
@@ -234,7 +236,8 @@ class Operations(pyfuse3.Operations):
     async def rename(
         self, old_parent: InodeT, old: bytes, new_parent: InodeT, new: bytes, flags: int, ctx: RequestContext
     ) -> None:
-        for ino in self._union.to_bring_up(old_parent, old, new_parent, new, flags):
+        moved = self._union.to_bring_up(old_parent, old, new_parent, new, flags)
+        for ino in (*moved, *self._union.to_bring_up_first(new_parent, new)):
             await self._bring_up(ino, data=False)
         self._union.rename(old_parent, old, new_parent, new, flags)
 

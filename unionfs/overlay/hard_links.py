@@ -79,7 +79,7 @@ class HardLinks:
         if node is not None:
             tree.add_name(node, parent, name, entry)
             return node, tree.fresh_stat(node)
-        lower = decode_origin(origin, tree.stack.lowers) if from_upper else st
+        lower = (decode_origin(origin, tree.stack.lowers) or tree.unmoved_origin(parent, name, origin)) if from_upper else st
         number = st if lower is None else lower
         ino = tree.nodes.natural(number.st_dev, number.st_ino)
         if copy is None:

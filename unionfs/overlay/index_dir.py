@@ -159,5 +159,8 @@ def _is_stale(path: bytes, origin: bytes, st: os.stat_result, lowers: tuple[Laye
         return False
     lower = decode_origin(origin, lowers)
     if lower is None:
-        return os.geteuid() == 0  # others may not look for it
-    return read_nlink(path, names.nlink, st.st_nlink, lower.st_nlink) is None
+        if os.geteuid() == 0:
+            return True
+        if (xattrs.find(path, names.nlink) or b"").startswith(b"L"):  # others than root may not look for the lower
+            return False
+    return read_nlink(path, names.nlink, st.st_nlink, None if lower is None else lower.st_nlink) is None

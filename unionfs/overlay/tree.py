@@ -461,7 +461,7 @@ class Tree:
                 st = self._stat_lower(*directory.lowers[0])
         elif entry.source is self.stack.upper and parent.directory is not None and entry.source in parent.directory.impure:
             value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
-            origin = (decode_origin(value, self.stack.lowers) or self._unmoved_origin(parent, name, value)) if value else None
+            origin = (decode_origin(value, self.stack.lowers) or self.unmoved_origin(parent, name, value)) if value else None
             if origin is not None and origin.st_nlink == 1:
                 st = origin
         return self.nodes.natural(st.st_dev, st.st_ino)
@@ -486,7 +486,7 @@ class Tree:
         finally:
             os.close(fd)
 
-    def _unmoved_origin(self, parent: Node, name: bytes, value: bytes) -> os.stat_result | None:
+    def unmoved_origin(self, parent: Node, name: bytes, value: bytes) -> os.stat_result | None:
         """The lower object an ``origin`` names, for who may not open by handle: found only if it lies where it was copied up from."""
         assert parent.directory is not None
         for layer, _ in parent.directory.lowers:

@@ -724,6 +724,20 @@ class Union:
         """renameat2 with NOREPLACE or EXCHANGE; EINVAL for other flags, EXDEV for a directory that cannot be redirected."""
         rename(self.tree, self.tree.directory(old_parent), old, self.tree.directory(new_parent), new, flags)
 
+    @unlocking((0, 1))
+    def to_bring_up_first(self, parent: int, name: bytes) -> list[int]:
+        """The files that unlinking *name* would copy up: one of several names in a lower that stay one file (ovl_nlink_start)."""
+        tree = self.tree
+        directory = tree.nodes.get(parent)
+        if tree.hard_links is None or directory is None or directory.directory is None:
+            return []
+        entry = tree.find(directory, name)
+        node = None if entry is None or entry.kind == stat.S_IFDIR else tree.resolve(directory, name, entry)[0]
+        if entry is None or node is None or node.layer is tree.upper or not tree.hard_links.is_tied(node):
+            return []
+        tree.hard_links.prefer_name(node, directory, name, entry)
+        return [node.ino]
+
     @unlocking((0, 1), (2, 3))
     def to_bring_up(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int) -> list[int]:
         """The files that a rename would copy up: for callers who want to do that part beforehand."""

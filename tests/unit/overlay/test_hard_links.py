@@ -129,6 +129,43 @@ def test_the_entry_goes_with_the_last_name(world: World, view: View, written: bo
     assert view.names() == [b"dir"] and view.names(b"dir") == [b"other"]
 
 
+def test_a_large_file_can_be_copied_up_before_its_name_goes(world: World, view: View) -> None:
+    """By who does not want to keep others waiting: under the name that goes, as nothing else is to be made of it."""
+    view.nlink(b"one")
+    directory = view.ino(b"dir")
+    assert view.union.to_bring_up_first(directory, b"other") == view.union.to_bring_up_first(directory, b"none") == []
+    (ino,) = view.union.to_bring_up_first(directory, b"three")
+    draft = view.union.begin_copy_up(ino)
+    assert draft is not None
+    draft.build()
+    view.union.publish(ino, draft)
+    assert view.union.to_bring_up_first(directory, b"three") == []
+    view.unlink(b"dir/three")
+    assert sorted(os.listdir(world.upper)) == ["dir"] and is_whiteout(world.upper / "dir" / "three")
+    assert_one_file(view, (b"one", b"two"), 2, b"content")
+
+
+def test_modes_of_the_file_and_its_directories_are_no_obstacle(world: World, lower: Path) -> None:
+    """The server of an ordinary user is held to them, and has to do what the mount allowed all the same."""
+    lower.chmod(0o444)
+    (world.lowers[0] / "dir").chmod(0o555)
+    try:
+        view = world.open(index=True)
+        view.nlink(b"dir/three")
+        view.change(b"one", Change(mtime_ns=7))
+        view.unlink(b"dir/three")
+        assert_one_file(view, (b"one", b"two"), 2, b"content")
+        assert view.stat(b"two").st_mtime_ns == 7
+        view = again(world, view)
+        assert_one_file(view, (b"one", b"two"), 2, b"content")
+        for name in (b"one", b"two"):
+            view.unlink(name)
+        assert in_index(world) == []
+    finally:
+        for directory in (world.lowers[0] / "dir", world.upper / "dir"):
+            directory.chmod(0o755)
+
+
 def test_unlinking_names_that_nobody_has_looked_at(world: World, view: View) -> None:
     root, directory = view.ino(b""), view.ino(b"dir")
     for parent, name in ((root, b"one"), (directory, b"three"), (root, b"two")):
