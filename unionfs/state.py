@@ -373,7 +373,7 @@ def kernel_record(info: MountInfo) -> Record | None:
             upper = path
         elif name == "workdir":
             work = path
-        elif name in ("ro", "rw", "userxattr") or option == "fsync=volatile":
+        elif name in ("ro", "rw", "userxattr") or option in ("fsync=volatile", "index=on"):
             words.append(option.removeprefix("fsync="))
     return Record(
         device=info.device, pid=0, target=info.target, lowers=tuple(lowers), upper=upper, work=work,

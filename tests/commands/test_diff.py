@@ -76,3 +76,20 @@ def test_where_nothing_can_change_it_says_so(scratch: Path, layers: Layers) -> N
         assert done.status == 1 and len(done.lines) == 1 and "no upper" in done.err
     done = run("diff", scratch / "absent")
     assert done.status == 1 and len(done.lines) == 1 and "No such file" in done.err
+
+
+@pytest.mark.parametrize("engine", ["pyfuse3", "kernel"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="index=on needs file handles: root")
+def test_with_an_index_every_name_of_a_changed_file_is_told(scratch: Path, layers: Layers, engine: str) -> None:
+    lower = layers.lowers[0]
+    (lower / "dir").mkdir()
+    os.link(lower / "file", lower / "dir" / "link")
+    with place(scratch) as mnt:
+        assert run("mount", "-o", "index=on", "--engine", engine, *flags(layers), mnt.path).status == 0
+        with open(mnt.path / "file", "a") as file:
+            file.write("more\n")
+        assert run("diff", mnt.path) == Done(0, "C /dir/link\nC /file\n", "")
+        assert run("umount", mnt.path).status == 0
+    assert layers.upper is not None and layers.work is not None
+    assert run("diff", layers.upper, "--lower", lower, "--work", layers.work) == Done(0, "C /dir/link\nC /file\n", "")
+    assert run("diff", layers.upper, "--lower", lower) == Done(0, "C /file\n", "")

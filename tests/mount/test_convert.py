@@ -133,3 +133,35 @@ def test_what_any_program_has_written_is_read_by_each_target(mounts: Mounts, lay
     before = by_ours(mounts, layers, READ_AS[source])
     convert(layers, target, "-o", READ_AS[source])
     assert_shows(before, mounts, layers, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("writer", ["ours", "kernel"])
+def test_hard_links_of_a_lower_stay_one_file(mounts: Mounts, layers: Layers, writer: str, target: str) -> None:
+    lower = layers.lowers[1]
+    (lower / "dir" / "sub").mkdir(parents=True)
+    for first, others in (("one", ("dir/two", "dir/sub/three")), ("dir/four", ("five",)), ("six", ("dir/seven",))):
+        (lower / first).write_text(first)
+        for other in others:
+            os.link(lower / first, lower / other)
+    index = "index=on,redirect_dir=on,metacopy=on,xino=off"
+    mount = mounts.kernel(layers, options=index) if writer == "kernel" else mounts.ours(layers, "-o", "index=on,metacopy=on")
+    (mount.target / "one").write_text("changed by one name")
+    (mount.target / "dir" / "four").chmod(0o600)
+    (mount.target / "dir").rename(mount.target / "moved")
+    (mount.target / "six").unlink()
+    before = shown(mount)
+    assert before[b"moved/sub/three"].nlink == 3
+    told = run("fsck", "--upper", str(layers.upper), "--work", str(layers.work), "--lower", str(layers.lowers[0]), "--lower", str(lower))
+    assert (told.status, told.err) == (0, "")
+
+    if target != "kernel":
+        refused = run("convert", str(layers.upper), "--lower", str(layers.lowers[0]), "--lower", str(lower), "--to", target)
+        assert refused.status == 1 and "index=on" in refused.err
+    convert(layers, target, "-o", "index=on,metacopy=on", "--work", str(layers.work))
+    if target == "kernel":
+        assert difference(before, by_ours(mounts, layers, "index=on,metacopy=on"), ("before", "after")) == ""
+    else:
+        assert layers.work is not None
+        assert os.listdir(layers.work / "index") == []
+        assert_shows(before, mounts, layers, target)

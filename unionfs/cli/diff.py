@@ -21,16 +21,19 @@ class _Layers:
     lowers: tuple[bytes, ...]
     userxattr: bool
     whfiles: bool
+    #: Where the index is, for a mount with index=on.
+    work: bytes | None = None
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A layer to compare with, topmost first. May be repeated.")
+@click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of an UPPER that was mounted with index=on.")
 @click.option("--userxattr", is_flag=True, help="UPPER was written by a mount with that option.")
 @click.option("--whfiles", is_flag=True, help="Layers hold .wh. files as whiteouts.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.argument("where", type=as_bytes, metavar="MNT|UPPER")
 @debug_option
-def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, whfiles: bool, as_json: bool) -> None:
+def diff(where: bytes, lower: tuple[bytes, ...], work: bytes | None, userxattr: bool, whfiles: bool, as_json: bool) -> None:
     """Show what an upper directory changes: A added, C changed, D deleted.
 
     It is compared with the layers given, else with those of the mount it belongs to. With neither, new and changed are told apart by
@@ -40,8 +43,9 @@ def diff(where: bytes, lower: tuple[bytes, ...], userxattr: bool, whfiles: bool,
     from unionfs.overlay.features import Features
 
     layers = _of_mount(where) or _of_directory(where, bool(lower))
-    features = Features(userxattr=userxattr or layers.userxattr, whfiles=whfiles or layers.whfiles)
-    found = changes(layers.upper, lower or layers.lowers, features)
+    work = work or layers.work
+    features = Features(userxattr=userxattr or layers.userxattr, whfiles=whfiles or layers.whfiles, index=work is not None)
+    found = changes(layers.upper, lower or layers.lowers, features, work=work)
     if as_json:
         say(json.dumps([{"kind": change.kind.value, "path": change.path.decode("utf-8", "surrogateescape")} for change in found]))
         return
@@ -78,4 +82,5 @@ def _of_directory(path: bytes, lowers_given: bool) -> _Layers:
 
 def _from_record(record: state.Record, upper: bytes) -> _Layers:
     words = record.options.split(",")
-    return _Layers(upper, record.lowers, userxattr="userxattr" in words, whfiles="whfiles" in words)
+    work = record.work if "index=on" in words else None
+    return _Layers(upper, record.lowers, userxattr="userxattr" in words, whfiles="whfiles" in words, work=work)

@@ -99,6 +99,7 @@ def _describe(request: Request, stack: Stack) -> state.Record:
     words = ("ro" if options.read_only or stack.upper is None else "rw", *sorted(options.vfs_flags))
     words += tuple(word for word in ("volatile", "userxattr") if getattr(options, word))
     words += ("whfiles",) if stack.features.whfiles else ()
+    words += ("index=on",) if stack.features.index else ()
     return state.Record(
         device="",
         pid=os.getpid(),

@@ -21,6 +21,7 @@ from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, xattrs
 from unionfs.overlay.copy_up import decode_origin, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
+from unionfs.overlay.index_dir import origin_of, read_nlink
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import hold
@@ -34,6 +35,7 @@ from unionfs.overlay.whiteout import (
     OPAQUE,
     OPAQUE_DEVICE,
     OPAQUE_FILE,
+    XattrNames,
     check_metacopy,
     hidden_by_file,
     is_whiteout_device,
@@ -104,7 +106,7 @@ def check(
         findings = list(_settled(found, repair=repair))
         if not live:
             place = place if repair else _open_work(held, work)
-            findings += _settled(_in_work(place, work, stack.lowers[1:]), repair=repair)
+            findings += _settled(_in_work(place, work, stack.lowers[1:], stack.names), repair=repair)
         return findings
 
 
@@ -404,7 +406,7 @@ def _can_open_handles(layers: Sequence[Layer]) -> bool:
 # -- the work directory --------------------------------------------------------------------------------------------------
 
 
-def _in_work(place: Layer, where: bytes, lowers: Sequence[Layer]) -> Iterator[_Found]:
+def _in_work(place: Layer, where: bytes, lowers: Sequence[Layer], names: XattrNames) -> Iterator[_Found]:
     for name in _names_in(place, b"work"):
         if name == b"incompat":
             for mark in _names_in(place, b"work/incompat"):
@@ -412,7 +414,7 @@ def _in_work(place: Layer, where: bytes, lowers: Sequence[Layer]) -> Iterator[_F
                 yield Finding(Kind.WORK, os.path.join(where, b"work/incompat", mark), text), None
             continue
         yield _leftover(place, where, b"work", name)
-    yield from _in_index(place, where, lowers)
+    yield from _in_index(place, where, lowers, names)
 
 
 def _leftover(place: Layer, where: bytes, directory: bytes, name: bytes) -> _Found:
@@ -437,33 +439,44 @@ def _remove(place: Layer, directory: bytes, name: bytes) -> None:
         os.close(fd)
 
 
-def _in_index(place: Layer, where: bytes, lowers: Sequence[Layer]) -> Iterator[_Found]:
-    """Entries named after lower objects that are not there any more (fs/overlayfs/readdir.c ovl_indexdir_cleanup)."""
-    names = _names_in(place, b"index")
-    if not names or not _can_open_handles(lowers):
+def _in_index(place: Layer, where: bytes, lowers: Sequence[Layer], names: XattrNames) -> Iterator[_Found]:
+    """What a mount with index=on minds in its index (fs/overlayfs/readdir.c ovl_indexdir_cleanup, and index_dir.py)."""
+    entries = _names_in(place, b"index")
+    if not entries:
         return
+    handles = _can_open_handles(lowers)
     fd = place.open_directory(b"index")
     try:
-        for name in names:
+        for name in entries:
             if name.startswith(b"#"):
                 yield _leftover(place, where, b"index", name)
                 continue
-            try:
-                origin = bytes.fromhex(name.decode("ascii"))
-            except ValueError:
-                origin = b""
-            if origin and decode_origin(origin, tuple(lowers)) is not None:
-                continue
-            path = os.path.join(where, b"index", name)
-            st = place.stat(fd, name)
-            if stat.S_ISDIR(st.st_mode) or stat.S_ISREG(st.st_mode) and st.st_nlink == 1:
-                text = "an index entry of something that is in no lower directory; a mount with index=on removes it, and what it holds"
-                yield Finding(Kind.INDEX, path, text), None
-            else:
-                text = "an index entry of something that is in no lower directory"
-                yield Finding(Kind.INDEX, path, text, repairable=True), partial(os.unlink, name, dir_fd=fd)
+            text, repairable, harmless = _judge_entry(fd, name, place.stat(fd, name), tuple(lowers) if handles else (), names)
+            if text:
+                finding = Finding(Kind.INDEX, os.path.join(where, b"index", name), text, repairable, harmless)
+                yield finding, partial(os.unlink, name, dir_fd=fd) if repairable else None
     finally:
         os.close(fd)
+
+
+def _judge_entry(fd: int, name: bytes, st: os.stat_result, lowers: tuple[Layer, ...], names: XattrNames) -> tuple[str, bool, bool]:
+    """(what is wrong, repairable, harmless) with one entry; no text when nothing is. Without *lowers* handles cannot be followed."""
+    path, origin = files.path_at(fd, name), origin_of(name)
+    if origin is None:
+        return "no entry of an index: mounts with index=on refuse it", False, False
+    if stat.S_ISDIR(st.st_mode) or is_whiteout_device(st):  # from a mount with nfs_export
+        return "", False, False
+    if xattrs.find(path, names.origin) != origin:
+        return "an index entry that does not say what it is the copy of", False, False
+    if not lowers:
+        return "", False, False
+    lower = decode_origin(origin, lowers)
+    if lower is not None:
+        orphan = st.st_nlink == 1 and read_nlink(path, names.nlink, 1, lower.st_nlink) is None
+        return ("an index entry without a name", True, False) if orphan else ("", False, False)
+    if st.st_nlink > 1:
+        return "an index entry of what is in no lower directory any more", False, True
+    return "an index entry of what is in no lower directory any more, and its only name: mounts with index=on remove it", False, False
 
 
 def _names_in(place: Layer, path: bytes) -> list[bytes]:

@@ -95,6 +95,8 @@ def convert(
     """
     with ExitStack() as held:
         refuse_if_kernel_has(upper, *(() if work is None else (work,)))
+        if features.index and work is None:
+            raise LayerError("with index=on the upper cannot be converted without its work directory: name that, too")
         note = _Note.on(upper)
         if note is not None:
             note.check(upper, target)
@@ -125,13 +127,15 @@ def _convert(stack: Stack, target: Target, features: Features, note: _Note) -> N
             _Check(stack, form, target).check(tree)
             note.put(stack.upper)
             _settle(tree, whole=form.whole or features.userxattr)
+            if form.prefix != stack.names.prefix:
+                _link_all_names(tree)
         finally:
             tree.close()
         note = replace(note, first_pass=False)
         note.put(stack.upper)
     stack.work.whiteout_files = form.files
     _Rewriting(stack.upper, stack.work, XattrNames(features.userxattr, features.whfiles), form).run()
-    if form.whole:
+    if form.prefix != stack.names.prefix:
         _empty_index(stack)
     note.drop(stack.upper)
 
@@ -228,13 +232,17 @@ class _Check:
         for listing in walk(self._upper):
             for found in listing.objects:
                 self._check(listing.below(found.name), found.name, found.marks)
+                uncovered = found.marks.get(self._names.nlink, b"U-")[:2] != b"U-"
+                if uncovered and tree.hard_links is None and self._form.prefix != self._names.prefix:
+                    reason = "it has names of which only the index knows (give -o index=on and its work directory)"
+                    raise self._refusal(listing.below(found.name), reason)
                 if self._form.files and found.is_device_whiteout and len(whiteout_file(found.name)) > NAME_MAX:
                     raise self._refusal(listing.below(found.name), "the name is too long for a whiteout file")
         try:
             for _, child, marks in _in_upper(tree, tree.root):
                 if self._form.whole and self._names.redirect in marks and child.directory is not None and child.directory.lowers:
-                    for _, _, _, inner in below(tree, child):
-                        self._check(inner.path(), inner.name, marks_at(tree.place(inner)))
+                    for parent, name, _, inner in below(tree, child):
+                        self._check(os.path.join(parent.path(), name), name, marks_at(tree.place(inner)))
         except OSError as exc:
             raise LayerError(
                 f"{printable(self._upper.where)}: {printable(exc.filename or b'')}: {exc.strerror}; see unionfs fsck"
@@ -336,6 +344,7 @@ def _make_whole(tree: Tree, node: Node) -> None:
             child.lookups += 1
             try:
                 if child.directory is None:
+                    tree.bring_name_up(child, node, name, entry)
                     _bring_data_up(tree, child)
                 else:
                     _make_whole(tree, child)
@@ -350,8 +359,17 @@ def _make_whole(tree: Tree, node: Node) -> None:
     tree.forget_lowers(node)
 
 
+def _link_all_names(tree: Tree) -> None:
+    """Have in upper every name of the files that were copied up to the index: without that the others would show what is in the lower."""
+    if tree.hard_links is None:
+        return
+    for parent, name, entry, node in below(tree, tree.root):
+        if tree.hard_links.is_copied(node):
+            tree.bring_name_up(node, parent, name, entry)
+
+
 def _empty_index(stack: Stack) -> None:
-    """Nobody else reads ``WORKDIR/index``; what it holds is in upper by its names."""
+    """Nobody else reads ``WORKDIR/index``; what it holds is in upper by all its names."""
     assert stack.work is not None
     with suppress(FileNotFoundError):
         above = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stack.work.fd)

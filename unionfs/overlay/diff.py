@@ -13,9 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
+from unionfs.errors import LayerError, printable
+from unionfs.overlay.copy_up import encode_origin
 from unionfs.overlay.features import DEFAULTS, Features
+from unionfs.overlay.index_dir import entry_name
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
+from unionfs.overlay.redirect import below
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import XattrNames
@@ -37,12 +41,15 @@ class Change:
     path: bytes
 
 
-def changes(upper: bytes, lowers: Sequence[bytes], features: Features = DEFAULTS, *, data: Sequence[bytes] = ()) -> list[Change]:
+def changes(
+    upper: bytes, lowers: Sequence[bytes], features: Features = DEFAULTS, *, data: Sequence[bytes] = (), work: bytes | None = None
+) -> list[Change]:
     """All changes that the directory *upper* makes to *lowers* (topmost first), sorted by path; *features* as a mount would have them.
 
     A directory that is in upper counts as changed when there is one below. A deleted directory is one line, as in a whiteout, and so is
     each name that an opaque directory hides. A directory that was moved is deleted in one place, and in the other everything below it is
-    added, as who packs a layer needs it. Without *lowers* the marks in upper have to do: every whiteout is a deletion, and what carries no
+    added, as who packs a layer needs it. With ``features.index``, whose entries are in *work*, a name in a lower changes with the other
+    names of its file. Without *lowers* the marks in upper have to do: every whiteout is a deletion, and what carries no
     sign of having been copied up is new.
 
     Raises LayerError for a directory that cannot be opened, OSError for one that cannot be read.
@@ -60,6 +67,8 @@ def changes(upper: bytes, lowers: Sequence[bytes], features: Features = DEFAULTS
             before = Tree(below)
             held.callback(before.close)
             found = _Comparison(after, before).changes()
+            if features.index and work is not None:
+                found = _with_hard_links(after, list(found), _index_entries(work))
         return sorted(found, key=lambda change: change.path)
 
 
@@ -125,6 +134,30 @@ class _Comparison:
         if parent is None or was is None or was.kind != stat.S_IFDIR:
             return None
         return self._before.resolve(parent, name, was)[0]
+
+
+def _index_entries(work: bytes) -> frozenset[bytes]:
+    try:
+        return frozenset(os.listdir(os.path.join(work, b"index")))
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as exc:
+        raise LayerError(f"work directory {printable(work)}: {exc.strerror}") from exc
+
+
+def _with_hard_links(after: Tree, found: list[Change], index: frozenset[bytes]) -> Iterator[Change]:
+    """*found*, and the names that are in lowers only of files that are in the *index*: they show what is there."""
+    yield from found
+    if not index:
+        return
+    told = {change.path for change in found}
+    for parent, name, entry, _ in below(after, after.root):
+        path = b"/" + _join(parent.path(), name)
+        if entry.kind == stat.S_IFDIR or entry.source is after.stack.lowers[0] or path in told:
+            continue
+        fd = after.directory_fd(parent, entry.source)
+        if entry.source.stat(fd, name).st_nlink > 1 and entry_name(encode_origin(entry.source, fd, name)) in index:
+            yield Change(Kind.CHANGED, path)
 
 
 def _lowers(node: Node) -> tuple[tuple[Layer, bytes], ...]:

@@ -125,7 +125,7 @@ def _clean(fd: int, where: bytes, lowers: tuple[Layer, ...], names: XattrNames) 
         if entry.startswith(b"#"):
             remove_tree(fd, entry)
             continue
-        origin = _origin_of(entry)
+        origin = origin_of(entry)
         st = os.stat(entry, dir_fd=fd, follow_symlinks=False)
         if origin is None:
             raise LayerError(f"{printable(os.path.join(where, entry))} is no entry of an index: delete it or mount with index=off")
@@ -141,7 +141,7 @@ def _clean(fd: int, where: bytes, lowers: tuple[Layer, ...], names: XattrNames) 
     return good
 
 
-def _origin_of(entry: bytes) -> bytes | None:
+def origin_of(entry: bytes) -> bytes | None:
     """The mark that an entry's name spells, None when it is none that we know (ovl_check_fb_len)."""
     if not re.fullmatch(rb"(?:[0-9a-fA-F]{2}){%d,}" % _HEADER, entry):
         return None
