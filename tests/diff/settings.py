@@ -66,11 +66,13 @@ def settings_of(words: frozenset[str]) -> st.SearchStrategy[Setting]:
 
 
 def later(setting: Setting) -> st.SearchStrategy[Setting]:
-    """What the same layers may be mounted with another time: mostly the same, else with other renames, copies or links."""
-    if setting.userxattr:
-        return st.just(setting)
+    """What the same layers may be mounted with another time: mostly the same, else with other renames or with the bottom for data only.
+
+    Nothing that refuses to follow what an earlier setting wrote: the kernel then lists some directories and fails to list others.
+    """
+    others = [setting]
     if setting.metacopy == "on":
-        others = [replace(setting, metacopy="off", data=False), replace(setting, data=not setting.nested)]
-    else:
-        others = [replace(setting, redirect_dir=word) for word in ("on", "off", "follow", "nofollow")]
+        others += [replace(setting, data=not setting.data and not setting.nested)]
+    elif not setting.userxattr and setting.redirect_dir != "nofollow":
+        others += [replace(setting, redirect_dir=word) for word in ("on", "off", "follow")]
     return st.one_of(st.just(setting), st.just(setting), st.sampled_from(others))
