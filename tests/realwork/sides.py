@@ -6,7 +6,6 @@ import fnmatch
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from tests.support.mounts import REPOSITORY, Layers, Mount, Mounts, our_program
 from tests.support.tree import Snapshot
 
 SECONDS = 200.0
+#: Of every mount; `unionfs run` has these by itself.
+OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off"
 _BAD_LOG_WORDS = (" WARNING ", " ERROR ", " CRITICAL ")
 
 #: What `unionfs run` gives its command, by the tools everybody has.
@@ -83,25 +84,29 @@ class Sides:
 
     def work_in_the_kernels(self) -> Outcome:
         """Run /input/script in a chroot on the kernel's overlayfs."""
-        mount = self._mounts.kernel(self.kernel)
+        mount = self.mount("kernel")
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net"]
         try:
             return _finish([*isolated, "sh", "-eu", "-c", _CHROOT, "sh", str(mount.target)], dict(os.environ))
         finally:
             mount.unmount()
 
+    def mount(self, kind: str) -> Mount:
+        """The side `kind`, ours or kernel, mounted."""
+        return self._mounts.by_kind(kind)({"ours": self.ours, "kernel": self.kernel}[kind], options=OPTIONS)
+
     def differences(self, unequal: tuple[Unequal, ...]) -> str:
         """What differs between our view of our upper, the kernel's of its own, and the kernel's of ours."""
-        kernel = _forgiving(self._view(self._mounts.kernel, self.kernel), unequal)
-        ours = _forgiving(self._view(self._mounts.ours, self.ours), unequal)
-        crossed = _forgiving(self._view(self._mounts.kernel, self.ours), unequal)
+        kernel = _forgiving(self._view("kernel", self.kernel), unequal)
+        ours = _forgiving(self._view("ours", self.ours), unequal)
+        crossed = _forgiving(self._view("kernel", self.ours), unequal)
         return "\n".join(filter(None, [
             tree.difference(ours, kernel, ("ours", "the kernel's overlayfs")),
             tree.difference(crossed, kernel, ("our upper under the kernel's overlayfs", "the kernel's overlayfs")),
         ]))
 
-    def _view(self, make: Callable[[Layers], Mount], layers: Layers) -> Snapshot:
-        mount = make(layers)
+    def _view(self, kind: str, layers: Layers) -> Snapshot:
+        mount = self._mounts.by_kind(kind)(layers, options=OPTIONS)
         try:
             return tree.snapshot(mount.target, hide_ghosts=True)
         finally:

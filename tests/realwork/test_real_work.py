@@ -58,6 +58,45 @@ def package(work: Path, system: Debian) -> None:
     shutil.copy(system.package, work / "package.deb")
 
 
+_CONTROL = "Package: moving\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: moves\n"
+#: What debhelper writes for a directory that becomes a symlink; the last line is a rename that must not fail.
+_MOVER = (
+    "#!/bin/sh\nset -e\n"
+    "dpkg-maintscript-helper dir_to_symlink /usr/share/moving/old new 2~ moving -- \"$@\"\n"
+)
+_RENAMER = (
+    "perl -e 'for ([@ARGV], [reverse @ARGV], [@ARGV]) { rename($$_[0], $$_[1]) or die \"rename: $!\" }'"
+    " /usr/share/zoneinfo /usr/share/moved\n"
+)
+
+
+def moving_package(work: Path, system: Debian) -> None:
+    """Version 1 is installed in the lower layer, beside Debian's own packages; version 2 moves directories of both."""
+    for version, directory in (("1", "old"), ("2", "new")):
+        root = work / f"root{version}"
+        files = root / "usr" / "share" / "moving" / directory
+        files.mkdir(parents=True)
+        for number in range(30):
+            (files / f"file{number}").write_text(f"{number} of {version}\n")
+            os.utime(files / f"file{number}", (_LONG_AGO, _LONG_AGO))
+        (root / "DEBIAN").mkdir(mode=0o755)
+        (root / "DEBIAN" / "control").write_text(_CONTROL.format(version=version))
+        for name in ("preinst", "postinst", "postrm") if version == "2" else ():
+            (root / "DEBIAN" / name).write_text(_MOVER + (_RENAMER if name == "postinst" else ""))
+            (root / "DEBIAN" / name).chmod(0o755)
+        subprocess.run(["dpkg-deb", "--build", "--root-owner-group", root, work / f"moving{version}.deb"], check=True, timeout=60,
+                       stdout=subprocess.DEVNULL)
+    layer = work.parent
+    shutil.copytree(work / "root1" / "usr", layer / "usr")
+    registry = layer / "var" / "lib" / "dpkg"
+    (registry / "info").mkdir(parents=True)
+    known = (system.root / "var" / "lib" / "dpkg" / "status").read_text()
+    stanza = _CONTROL.format(version="1").replace("\nVersion", "\nStatus: install ok installed\nVersion")
+    (registry / "status").write_text(f"{known}\n{stanza}")
+    paths = ["/.", *(f"/{path.relative_to(layer)}" for path in sorted((layer / "usr").rglob("*"))), "/usr", "/usr/share"]
+    (registry / "info" / "moving.list").write_text("".join(f"{path}\n" for path in sorted(set(paths))))
+
+
 def archive_and_tree(work: Path, system: Debian) -> None:
     """An archive of 5,000 files, and the same already unpacked in the lower layer."""
     numbers = random.Random(5000)
@@ -136,6 +175,16 @@ WORKS = {
         package,
         "less\n/usr/bin/less\n",
         content_of("var/log/dpkg.log", "var/log/alternatives.log", why="its lines begin with the time"),
+    ),
+    "upgrading a package that moves directories": Work(
+        "apt-get install -q -y -o APT::Sandbox::User=root -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Dpkg::Use-Pty=0"
+        " /input/moving2.deb 2>&1 | grep -v '^(Reading'\n"
+        "dpkg --verify moving\nreadlink /usr/share/moving/old\ncat /usr/share/moving/old/file7\n"
+        "ls /usr/share/moving/new | wc -l\ntest ! -e /usr/share/zoneinfo; ls /usr/share/moved/Europe/Berlin\n",
+        moving_package,
+        "new\n7 of 2\n30\n/usr/share/moved/Europe/Berlin\n",
+        (*content_of("var/log/dpkg.log", "var/log/apt/*.log", "var/log/apt/eipp.log.xz", why="its lines begin with the time"),
+         *content_of("tmp", why="apt makes a file there that has a name where O_TMPFILE is not supported", fields=("mtime",))),
     ),
     "compiling Python modules": Work(
         "python3 -m compileall -q -f -j 1 /usr/lib/python3.11\n"
