@@ -42,6 +42,7 @@ def make_image(directory: Path) -> Path:
     root = directory / "image"
     for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "usr/share/data/deep", "home"):
         (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, root / "bin/busybox")
@@ -70,9 +71,7 @@ class Engine:
 
     def configure(self) -> None:
         """Write the storage configuration; the mount program may change between two calls, which is the point of some tests."""
-        lines = ["[storage]", 'driver = "overlay"']
-        if self.user is None:
-            lines += [f'graphroot = "{HOME}/graph"', f'runroot = "{HOME}/run"']
+        lines = ["[storage]", 'driver = "overlay"', f'graphroot = "{HOME}/graph"', f'runroot = "{HOME}/run/storage"']
         lines.append("[storage.options.overlay]")
         if self.program is not None:
             lines.append(f'mount_program = "{self.program}"')
@@ -148,10 +147,10 @@ def rootless_engine(scratch: Path) -> Iterator[Engine]:
         ns.let_users_run_the_program(scratch)
         ns.let_users_use_fuse(scratch)
         for name in ("subuid", "subgid"):
-            (scratch / name).write_text("unionfs-test:100000:65536\n")
+            (scratch / name).write_text(f"{USER}:100000:65536\n")
             ns.bind(scratch / name, f"/etc/{name}")
         home = scratch / "user"
-        for name in ("", "run", "tmp"):
+        for name in ("", "graph", "run", "tmp"):
             (home / name).mkdir()
             os.chown(home / name, USER, USER)
         (home / "run").chmod(0o700)

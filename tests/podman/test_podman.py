@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.podman.engine import CONTAINER, Engine, engine, make_image, missing
+from tests.podman.engine import CONTAINER, Engine, engine, make_image, missing, rootless_engine
 
 pytestmark = [
     pytest.mark.fuse,
@@ -21,6 +21,13 @@ pytestmark = [
 @pytest.fixture
 def podman(scratch: Path) -> Iterator[Engine]:
     with engine(scratch) as made:
+        made.must("import", str(make_image(scratch)), "base")
+        yield made
+
+
+@pytest.fixture
+def rootless(scratch: Path) -> Iterator[Engine]:
+    with rootless_engine(scratch) as made:
         made.must("import", str(make_image(scratch)), "base")
         yield made
 
@@ -126,3 +133,17 @@ def test_a_storage_moves_between_us_fuse_overlayfs_and_the_kernel(podman: Engine
          (ours, "kernel")], 2):  # fmt: skip
         podman.move_to(shutil.which(program) if program == "fuse-overlayfs" else program, target)
         walk(number)
+
+
+def test_rootless_podman_runs_commits_and_builds(rootless: Engine, scratch: Path) -> None:
+    out = rootless.must("run", "--name", "changed", *CONTAINER, "base", "/bin/sh", "-ec", CHANGES + LOOK)
+    assert "usr/share/suid regular file 4711 0:0 1" in out.splitlines()
+    rootless.must("commit", "changed", "two")
+    assert rootless.run("two", LOOK) == out
+
+
+def test_keep_id_shows_the_user_as_himself_and_the_image_as_roots(rootless: Engine) -> None:
+    script = "id -u; stat -c '%n %u:%g' /etc /etc/passwd; touch /tmp/mine; stat -c '%n %u:%g' /tmp/mine; touch /x 2>/dev/null || echo no"
+    for who, owner, may in (((), "1000:1000", "no\n"), (("--user", "0"), "0:0", "")):
+        out = rootless.must("run", "--rm", *CONTAINER, "--userns=keep-id", *who, "base", "/bin/sh", "-c", script)
+        assert out == f"{owner.split(':')[0]}\n/etc 0:0\n/etc/passwd 0:0\n/tmp/mine {owner}\n{may}"
