@@ -44,7 +44,7 @@ def create_mount(options: MountOptions) -> int:
         except OSError as exc:
             if options.volatile and not marked and options.work is not None:  # the mark comes before the layers are looked at
                 shutil.rmtree(os.path.join(options.work, _MARK), ignore_errors=True)
-            raise MountError(f"the kernel's overlayfs refuses: {_reason(exc, options)}") from exc
+            raise MountError(f"the kernel's overlayfs refuses: {_reason(exc)}") from exc
 
 
 def mount(options: MountOptions, target: bytes) -> None:
@@ -138,14 +138,12 @@ def _as_text(key: str, value: bytes | int | None) -> tuple[str, bytes | int | No
     return key, path.replace(b"\\", b"\\\\") if key in ("upperdir", "workdir") else path
 
 
-def _reason(exc: OSError, options: MountOptions) -> str:
+def _reason(exc: OSError) -> str:
     """One line; what the kernel only says to dmesg is not known here."""
     where = "" if exc.filename in (None, "overlay") else f" ({exc.filename})"
     hint = ""
     if exc.errno == errno.ELOOP and exc.filename == "overlay":
         return "one of the directories is, or lies in, another of them"
-    if exc.errno == errno.EPERM and exc.filename == "overlay" and os.geteuid() == 0 and not options.userxattr:
-        hint = ": in a user namespace it wants the option userxattr"
-    elif exc.strerror == os.strerror(exc.errno or 0) and exc.errno == errno.EINVAL:
+    if exc.strerror == os.strerror(exc.errno or 0) and exc.errno == errno.EINVAL:
         hint = ": dmesg may say more"
     return f"{exc.strerror}{where}{hint}"

@@ -297,12 +297,12 @@ def test_an_upper_belongs_to_one_mount_whatever_the_engines(
 
 # ---- in a user namespace ----
 
-def test_in_a_user_namespace_the_kernel_takes_userxattr(scratch: Path, layers: Layers, mnt: Place) -> None:
+def test_in_a_user_namespace_the_kernel_mounts_with_userxattr(scratch: Path, layers: Layers, mnt: Place) -> None:
     program = " ".join(our_program())
     arguments = " ".join(f"'{word}'" for word in flags(layers))
     script = f"""
-{program} mount --engine=kernel {arguments} {mnt.path} && exit 9
-{program} mount --engine=kernel -o userxattr {arguments} {mnt.path} || exit 1
+{program} mount --engine=kernel {arguments} -o redirect_dir=on {mnt.path} && exit 9
+{program} mount --engine=kernel {arguments} {mnt.path} || exit 1
 echo new >{mnt.path}/file
 {program} list
 {program} umount {mnt.path}
@@ -395,7 +395,7 @@ def turn(number: int, root: Path) -> None:
     (root / "symlink").symlink_to(f"turn{number}")
 
 
-@pytest.mark.parametrize("options", ["", "userxattr", "redirect_dir=off", "metacopy=on"])
+@pytest.mark.parametrize("options", ["", "userxattr", "redirect_dir=off", "index=on", "metacopy=on", "index=on,metacopy=on"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_engine_may_change_at_every_mount(layers: Layers, mnt: Place, options: str, first: int) -> None:
     """What one showed when it was unmounted is what the other shows, and then changes; the lowers stay as they are."""
