@@ -378,3 +378,23 @@ def test_a_refresh_where_nothing_happened_changes_nothing(root: None, world: Wor
     assert view.snapshot() == before
     assert all(view.node(b"" if path == b"." else path) is node for path, node in nodes.items())
     assert view.union.read(gone, 0, 100) == b"unlinked"
+
+
+@pytest.mark.parametrize("copied_up", [False, True])
+def test_names_of_one_lower_file_are_told_apart_when_one_is_another_file(root: None, world: World, copied_up: bool) -> None:
+    top, base = world.lowers
+    fill(top, base)
+    for name in ("directory/two", "three"):
+        os.link(base / "big", base / name)
+    view = world.open(userxattr=False, index=True)
+    view.snapshot()
+    if copied_up:  # which takes all names into upper: what happens below has no part in it any more
+        view.chmod(b"three", 0o600)
+    (base / "big").unlink()
+    replace(base / "directory" / "two", b"another")
+    all_of(refresh(view.union.tree))
+    assert view.read(b"three") == b"x" * 100_000
+    assert view.read(b"directory/two") == (b"x" * 100_000 if copied_up else b"another")
+    assert (view.find(b"big") is not None) == copied_up
+    view.forget()
+    assert [node.ino for node in view.union.tree.nodes] == [1]
