@@ -51,7 +51,7 @@ ONLY_IN: dict[str, set[str]] = {
 # Pure: no system call, so that they can be tested with values alone. A name ending in a dot is a whole part.
 PURE = (
     "errors", "options", "engines", "overlay.acl", "overlay.whiteout", "overlay.features", "overlay.merge", "overlay.node",
-    "overlay.owners", "fuse.protocol", "oci.", "runtime.plan",
+    "overlay.owners", "overlay.protection", "fuse.protocol", "oci.", "runtime.plan",
 )
 IMPURE_MODULES = {
     "asyncio", "ctypes", "fcntl", "io", "logging", "mmap", "multiprocessing", "pathlib", "pyfuse3", "resource",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -60,7 +61,7 @@ class FakeDraft:
 
 class FakeUnion:
     """``asked``: every call in order. ``errors``: what a verb raises. ``drafts``: what still has to be copied up, by number;
-    ``tied``: what is before one of its names goes."""
+    ``tied``: what is before one of its names goes; ``shut``: what may not be opened for writing."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -69,6 +70,7 @@ class FakeUnion:
         self.nodes: dict[int, Node] = {}
         self.names: dict[tuple[int, bytes], int] = {}
         self.tied: set[int] = set()
+        self.shut: set[int] = set()
         self.listing: list[tuple[bytes, int, Node | LayerEntry]] = []
         self.released: list[int] = []
         self.vanished: set[bytes] = set()
@@ -132,6 +134,10 @@ class FakeUnion:
 
     def statfs(self) -> os.statvfs_result:
         return os.statvfs_result((4096, 512, 1000, 900, 800, 700, 600, 500, 0, 255))
+
+    def refuse_opening(self, ino: int, flags: int) -> None:
+        if ino in self.shut:
+            raise PermissionError(errno.EPERM, "shut")
 
     def open(self, ino: int, flags: int, **more: Any) -> None:
         self._note("open", ino, flags, more)

@@ -66,6 +66,14 @@ async def test_only_what_takes_long_is_worth_a_thread(
     assert (draft.built_in is not threading.current_thread()) is in_thread
 
 
+async def test_nothing_is_copied_up_for_what_may_not_be_opened(ops: Operations, union: FakeUnion) -> None:
+    union.drafts[7] = FakeDraft(size=1 << 30)
+    union.shut.add(7)
+    with pytest.raises(FUSEError) as caught:
+        await ops.open(InodeT(7), os.O_WRONLY, ROOT)
+    assert caught.value.errno == errno.EPERM and union.asked == []
+
+
 async def test_a_second_writer_of_the_same_file_waits_and_it_is_copied_once(
     ops: Operations, union: FakeUnion, reader: FakeReader
 ) -> None:

@@ -299,6 +299,7 @@ class Operations(pyfuse3.Operations):
     @changing_verb
     async def open_for_writing(self, inode: InodeT, flags: int, ctx: RequestContext) -> None:
         """The part of ``open`` that copies up and truncates; counted by itself."""
+        self._union.refuse_opening(inode, flags)
         await self._bring_up(inode, 0 if flags & os.O_TRUNC else None)
         self._union.open(inode, flags, drop_suid=ctx.uid != 0)
 
@@ -312,6 +313,7 @@ class Operations(pyfuse3.Operations):
         else:  # somebody made it between the kernel's look-up and now
             ino = found[0].ino
             try:
+                self._union.refuse_opening(ino, flags)
                 await self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
                 self._union.open(ino, flags, drop_suid=ctx.uid != 0)
                 made = self._union.getattr(ino)

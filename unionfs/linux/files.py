@@ -25,6 +25,10 @@ RENAME_WHITEOUT = 4
 AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 
+AT_NO_AUTOMOUNT = 0x800
+STATX_ATTR_IMMUTABLE = 0x10
+STATX_ATTR_APPEND = 0x20
+
 _UTIME_OMIT = (1 << 30) - 2
 _FICLONE = 0x40049409
 _FS_IOC_GETFSUUID = 0x80111500
@@ -76,6 +80,15 @@ def kept_times(fd: int) -> Iterator[None]:
     yield
     if os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
         utimens(path_at(fd, b""), before.st_atime_ns, before.st_mtime_ns)
+
+
+def attributes(dir_fd: int, name: bytes) -> int:
+    """The STATX_ATTR_* of *name* in *dir_fd* itself (empty: of what *dir_fd* is); 0 where the filesystem tells none. statx(2)."""
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (0 if name else AT_EMPTY_PATH)
+    buffer = ctypes.create_string_buffer(256)
+    _l.checked(_l.libc.statx(dir_fd, name, flags, 0, buffer), name)
+    (found,) = struct.unpack_from("=Q", buffer, 8)
+    return int(found)
 
 
 def reopen(fd: int, flags: int) -> int:

@@ -231,6 +231,8 @@ class Draft:
     metacopy: bool = False
     #: How many names are shown of a file with several that stay one (see index_dir.py).
     nlink: bytes | None = None
+    #: File attributes that the copy shall be shown with (see protection.py).
+    protattr: bytes | None = None
     #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
     data: int = -1
 
@@ -310,6 +312,8 @@ class Draft:
             xattrs.put(path, self.names.origin, self.origin)
         if self.nlink is not None:
             xattrs.put(path, self.names.nlink, self.nlink)
+        if self.protattr is not None:
+            xattrs.put(path, self.names.protattr, self.protattr)
         ownership.complete(path, st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
         files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from unionfs.linux import files, xattrs
 from unionfs.overlay.owners import changed
 from unionfs.overlay.ownership import PLAIN
+from unionfs.overlay.protection import APPEND, IMMUTABLE
 from unionfs.overlay.whiteout import (
     HOLDS_XATTR_WHITEOUTS,
     OPAQUE,
@@ -123,6 +124,21 @@ class Layer:
             return self._mount_point_stat(dir_fd)
         try:
             return self.ownership.read(os.fstat(fd), files.path_at(fd, b""))
+        finally:
+            os.close(fd)
+
+    def protection(self, dir_fd: int, name: bytes) -> int:
+        """The file attributes of *name* on disk that forbid changes, as of protection.py; none for a mount point in no private clone."""
+        if self.private or not name:
+            return _protection(dir_fd, name)
+        try:
+            fd = self.open_file(dir_fd, name, os.O_PATH)
+        except OSError as exc:
+            if exc.errno == errno.EXDEV:
+                return 0
+            raise
+        try:
+            return _protection(fd, b"")
         finally:
             os.close(fd)
 
@@ -253,6 +269,11 @@ class Layer:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self.root_fd)
+
+
+def _protection(dir_fd: int, name: bytes) -> int:
+    found = files.attributes(dir_fd, name)
+    return (APPEND if found & files.STATX_ATTR_APPEND else 0) | (IMMUTABLE if found & files.STATX_ATTR_IMMUTABLE else 0)
 
 
 def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:

@@ -117,7 +117,7 @@ class Node:
     ``links``: its further known names (hard links in upper), None for most. ``orphan``: set once it has no name.
     """
 
-    __slots__ = ("children", "directory", "ino", "kind", "layer", "links", "lookups", "name", "orphan", "parent", "shown")
+    __slots__ = ("children", "directory", "ino", "kind", "layer", "links", "lookups", "name", "orphan", "parent", "protection", "shown")
 
     def __init__(
         self, ino: int, parent: Node | None, name: bytes, layer: Layer, directory: Directory | None
@@ -129,6 +129,8 @@ class Node:
         self.directory = directory
         #: S_IFDIR, S_IFREG ... as the kernel was told: never another one with this number. 0: not known.
         self.kind = 0
+        #: Its file attributes, as of protection.py, once something asked for them.
+        self.protection: int | None = None
         self.lookups = 0
         self.children = 0
         self.links: list[tuple[Node, bytes]] | None = None

@@ -182,6 +182,7 @@ class _Comparison:
             node.directory.lowers != directory.lowers or node.layer is not entry.source
         )  # fmt: skip
         tree.moved(node, entry.source, directory, data)
+        node.protection = None
         self.outdated.numbers.add(node.ino)
         if node.directory is not None:
             self.directories.append(node)

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from unionfs.linux import files, xattrs
 from unionfs.overlay.copy_up import Work, empty_tree, remove_tree
 from unionfs.overlay.node import LayerEntry, Node, Orphan
+from unionfs.overlay.protection import APPEND, refuse
 from unionfs.overlay.redirect import copy_up_whole, fits, has_lower_part, may_redirect, redirect_directory, redirect_file
 from unionfs.overlay.tree import NAME_MAX, Tree, error
 from unionfs.overlay.whiteout import OPAQUE
@@ -54,9 +55,14 @@ def _checked(
         raise error(errno.ENOENT)
     if flags & files.RENAME_NOREPLACE and target is not None:
         raise error(errno.EEXIST, new)
-    if flags & files.RENAME_EXCHANGE:
-        if target is None:
-            raise error(errno.ENOENT, new)
+    if flags & files.RENAME_EXCHANGE and target is None:
+        raise error(errno.ENOENT, new)
+    tree.refuse_removal(old_dir, old, source)
+    if target is None:
+        refuse(tree.protection(new_dir), APPEND)
+    else:
+        tree.refuse_removal(new_dir, new, target)
+    if flags & files.RENAME_EXCHANGE and target is not None:
         return source, _movable(tree, old_dir, old, source), target, _movable(tree, new_dir, new, target)
     if target is not None:
         _check_kinds(source, new, target)

@@ -21,6 +21,7 @@ from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
 from unionfs.overlay.owners import changed
+from unionfs.overlay.protection import APPEND, decode, encode, refuse
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
 from unionfs.overlay.watch import Watcher
@@ -133,7 +134,7 @@ class Tree:
             return fd
         if not writable:
             return self._files.open((node.ino, False), lambda: self._open_file(node, os.O_RDONLY))
-        fd = self._open_file(node, os.O_RDWR)
+        fd = self._open_file(node, os.O_RDWR | (os.O_APPEND if self.protection(node) & APPEND else 0))
         self._files.put((node.ino, True), fd)
         self._files.drop((node.ino, False))
         return fd
@@ -271,6 +272,36 @@ class Tree:
         if directory is None or not directory.lowers:
             return False
         return len(directory.lowers) > 1 or node.layer is not directory.lowers[0][0]
+
+    def protection(self, node: Node) -> int:
+        """The file attributes of *node* that forbid changes: read once, as nobody else may change the layers."""
+        if node.protection is None:
+            if node.parent is None:  # an orphan has none, or it would still have its name
+                node.protection = 0 if node.orphan is not None else self._protection(node.layer, node.layer.root_fd, b"")
+            else:
+                node.protection = self._protection(node.layer, self.directory_fd(node.parent, node.layer), node.name)
+        return node.protection
+
+    def _protection(self, layer: Layer, dir_fd: int, name: bytes) -> int:
+        found = layer.protection(dir_fd, name)
+        if layer is self.stack.upper:
+            try:
+                kept = layer.attribute(dir_fd, name, self.stack.names.protattr) if name else xattrs.find(
+                    files.path_at(dir_fd, b""), self.stack.names.protattr
+                )  # fmt: skip
+            except PermissionError:  # a user's file without a mode
+                kept = None
+            return found if kept is None else decode(kept)
+        return found
+
+    def refuse_removal(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
+        """EPERM when file attributes forbid taking *name* out of *parent* (may_delete)."""
+        refuse(self.protection(parent))
+        node = entry.node
+        if isinstance(node, Node):
+            refuse(self.protection(node))
+        else:
+            refuse(self._protection(entry.source, self.directory_fd(parent, entry.source), name))
 
     # -- names -----------------------------------------------------------------------------------------------------------
 
@@ -749,7 +780,11 @@ class Tree:
         holds_marks = not names.userxattr or stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR)  # xattr(7)
         origin = encode_origin(node.layer, source, name) if holds_marks and not shared and node.parent is not None else None
         sync = self.stack.strict or (self.stack.sync and size > 0)
-        return Draft(node.layer, source, name, st, size, self.work, self.work.name(), names, tied or origin, sync, nlink=nlink)
+        kept = self.protection(node)
+        protattr = encode(kept) if kept else None
+        return Draft(
+            node.layer, source, name, st, size, self.work, self.work.name(), names, tied or origin, sync, nlink=nlink, protattr=protattr
+        )
 
     def publish(self, node: Node, draft: Draft | DataDraft) -> None:
         """Put the built *draft* in place of *node*'s lower object; the node goes on with upper's copy.

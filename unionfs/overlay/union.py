@@ -25,6 +25,7 @@ from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
+from unionfs.overlay.protection import APPEND, refuse, refuse_opening
 from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.refresh import Outdated, refresh_directory
 from unionfs.overlay.rename import rename, to_bring_up
@@ -256,6 +257,7 @@ class Union:
 
         *drop_suid*: truncation takes suid, and sgid of what the group may execute, away (the caller lacks CAP_FSETID).
         """
+        self.refuse_opening(ino, flags)
         if flags & os.O_TRUNC:
             _, st = self.setattr(ino, Change(size=0))
             if drop_suid and st.st_mode & (stat.S_ISUID | stat.S_ISGID):
@@ -264,6 +266,10 @@ class Union:
             self._up(ino)
         else:
             self.tree.node(ino)
+
+    def refuse_opening(self, ino: int, flags: int) -> None:
+        """EPERM when file attributes forbid to open *ino* with *flags*: to be asked before anything is copied up for it."""
+        refuse_opening(self.tree.protection(self.tree.node(ino)), flags)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes; fewer only at the end of the file."""
@@ -313,9 +319,10 @@ class Union:
     def begin_copy_up(self, ino: int, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
         """The Draft to build before *ino* can be changed, None when there is nothing to do.
 
-        *size*: it will be truncated to that. Without *data* only what is not its data will change.
+        *size*: it will be truncated to that. Without *data* only what is not its data will change. EPERM when file attributes forbid it.
         """
         node = self.tree.node(ino)
+        refuse(self.tree.protection(node), APPEND if data and size is None else 0)
         if node.directory is not None:
             return None
         return self.tree.begin_copy_up(node, size, data=data)
@@ -344,6 +351,9 @@ class Union:
         """
         if change.mode is not None and stat.S_ISLNK(self.getattr(ino)[1].st_mode):
             raise error(errno.EOPNOTSUPP)
+        protection = self.tree.protection(self.tree.node(ino))
+        if protection and change != Change():
+            refuse(protection)
         node = self._up(ino, change.size, data=change.size is not None)
         tree = self.tree
         if change.size is not None:
@@ -427,6 +437,7 @@ class Union:
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
         self._stored(name, self.tree.node(ino).layer)  # before anything is copied up
+        refuse(self.tree.protection(self.tree.node(ino)))
         value = self._stored_value(name, value)
         node = self._up(ino, data=False)
         path = self.tree.place(node)
@@ -439,6 +450,7 @@ class Union:
         """Remove one; ENODATA without it, and then nothing is copied up. An object in upper need not have the ACL that is removed."""
         node = self.tree.node(ino)
         stored = self._stored(name, node.layer)
+        refuse(self.tree.protection(node))
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.place(node), stored)
         self.tree.bring_up(node, data=False)
@@ -515,10 +527,11 @@ class Union:
         node = self.tree.node(ino)
         if node.directory is not None:
             raise error(errno.EPERM)
+        tree = self.tree
+        refuse(tree.protection(node))
         directory = self._vacant(parent, name)
         if node.orphan is not None:
             raise error(errno.ENOENT)
-        tree = self.tree
         assert node.parent is not None
         tree.bring_up(node, data=False)
         redirect_file(tree, node)
@@ -553,6 +566,7 @@ class Union:
             raise error(errno.EINVAL, name)
         if directory.orphan is not None:
             raise error(errno.ENOENT)
+        refuse(tree.protection(directory), APPEND)
         tree.copy_up_directory(directory)
         tree.settle_whiteout(directory, name)
         return directory
@@ -580,6 +594,7 @@ class Union:
         entry = self._enter(directory, name, stat.S_IFMT(mode))
         node, st = tree.resolve(directory, name, entry)
         node.lookups += 1
+        node.protection = 0
         return self._shown(node, st)
 
     def _is_ours(self, caller: Caller) -> bool:
@@ -666,11 +681,13 @@ class Union:
             raise error(errno.ENOTDIR, name)
         node, _ = tree.resolve(directory, name, entry)
         if tree.index(node).entries:
+            tree.refuse_removal(directory, name, entry)
             raise error(errno.ENOTEMPTY, name)
         self._remove(directory, name, entry)
 
     def _remove(self, directory: Node, name: bytes, entry: LayerEntry) -> None:
         tree = self.tree
+        tree.refuse_removal(directory, name, entry)
         tree.copy_up_directory(directory)
         tree.settle_whiteout(directory, name)
         index = tree.index(directory)
