@@ -235,8 +235,9 @@ def _strip_whiteouts(tree: Tree, parent: Node, name: bytes, entry: LayerEntry) -
 def _exchange(
     tree: Tree, one: tuple[Node, bytes, LayerEntry, Node], other: tuple[Node, bytes, LayerEntry, Node]
 ) -> None:
-    for (parent, name, entry, node), (new_parent, _, _, _) in ((one, other), (other, one)):
+    for parent, _, _, _ in (one, other):  # a redirect marks the new parent, too
         tree.copy_up_directory(parent)
+    for (parent, name, entry, node), (new_parent, _, _, _) in ((one, other), (other, one)):
         tree.bring_name_up(node, parent, name, entry)
         _make_movable(tree, node, new_parent if parent is not new_parent else None)
     tree.settle_whiteout(one[0], one[1])
