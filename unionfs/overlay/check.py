@@ -257,8 +257,7 @@ class _Upper:
             return
         for found in listing.objects:
             linked = not found.is_directory and found.st.st_nlink > 1  # a link elsewhere is made without the mark, by the kernel too
-            redirected = self._names.redirect in found.marks and not self._tree.stack.features.userxattr
-            if not linked and (found.marks.get(self._names.origin) or redirected):
+            if not linked and found.marks.get(self._names.origin):
                 path = files.path_at(listing.fd, b"")
                 where = os.path.join(self._where, listing.path) if listing.path else self._where
                 text = f"holds {printable(found.name)}, which comes from below, but is not marked impure"
