@@ -293,10 +293,10 @@ class _Upper:
         yield Finding(Kind.METACOPY, where, "its data are in no lower directory"), None
 
     def _is_whiteout(self, listing: Listing, found: Object) -> bool:
-        return found.is_device_whiteout or (
-            found.is_file and found.st.st_size == 0 and self._names.whiteout in found.marks
-            and listing.marks.get(self._names.opaque) == HOLDS_XATTR_WHITEOUTS
-        )  # fmt: skip
+        if found.name.startswith(FILE_PREFIX):  # a mark of another program, whatever it is: fuse-overlayfs has a device for opaque
+            return False
+        marked = listing.marks.get(self._names.opaque) == HOLDS_XATTR_WHITEOUTS
+        return found.is_device_whiteout or marked and found.is_file and found.st.st_size == 0 and self._names.whiteout in found.marks
 
     def _whiteout(self, listing: Listing, found: Object, parent: Node | None) -> Iterator[_Found]:
         where = self._at(listing, found.name)

@@ -114,6 +114,10 @@ def _convert(stack: Stack, target: Target, features: Features, note: _Note) -> N
     assert stack.upper is not None and stack.work is not None
     if stack.work.whiteout_marks is not None or (stack.work.whiteout_files and not form.files):
         raise LayerError(f"{printable(stack.upper.where)}: its filesystem cannot hold the whiteouts of {target.value}")
+    kept_in = stack.upper.ownership.attribute
+    if kept_in is not None and target is not Target.FUSE_OVERLAYFS:
+        reason = f"it keeps owners and modes in {printable(kept_in)}, which {target.value} does not read"
+        raise LayerError(f"{printable(stack.upper.where)} cannot be converted: {reason}")
     if form.prefix is not None:
         itself = files.path_at(stack.work.fd, b"")
         try:

@@ -206,6 +206,10 @@ def opaque_file_of_another(world: World) -> None:
     put(world.upper / "dir" / ".wh..wh..opq")
 
 
+def opaque_device_of_another(world: World) -> None:
+    whiteout(world.upper / "dir" / ".wh..opq")
+
+
 def whiteout_by_attribute(world: World) -> None:
     mark(put(world.upper / "dir" / "one"), "whiteout")
     mark(world.upper / "dir", "opaque", b"x")
@@ -220,6 +224,7 @@ LEFT: dict[Damage, list[tuple[Kind, str]]] = {
     volatile: [(Kind.WORK, "volatile")],
     other_namespace: [(Kind.ENCODING, "dir")],
     whiteout_file_of_another: [(Kind.ENCODING, ".wh.one")],
+    opaque_device_of_another: [(Kind.ENCODING, ".wh..opq")],
     opaque_file_of_another: [(Kind.ENCODING, ".wh..wh..opq")],
     whiteout_by_attribute: [(Kind.WHITEOUT, "one")],
 }
@@ -236,7 +241,7 @@ def test_what_might_lose_something_is_told_and_left(filled: World, damage: Damag
 
 
 def test_the_marks_of_all_programs_are_as_good_as_our_own_with_whfiles(filled: World) -> None:
-    for damage in (other_namespace, whiteout_file_of_another, opaque_file_of_another):
+    for damage in (other_namespace, whiteout_file_of_another, opaque_file_of_another, opaque_device_of_another):
         damage(filled)
     assert told(filled, whfiles=True) == []
 

@@ -27,6 +27,7 @@ from unionfs.overlay.check import check
 from unionfs.overlay.convert import Target, convert
 from unionfs.overlay.diff import changes
 from unionfs.overlay.features import Features, Redirect
+from unionfs.overlay.owners import CONTAINERS_STAT
 
 pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
 
@@ -153,6 +154,13 @@ def test_an_opaque_root_is_for_those_who_know_it(filled: World) -> None:
     converted(filled, Target.FUSE_OVERLAYFS, whfiles=True)
     assert os.listdir(filled.upper) == []
     assert shown(filled, whfiles=True).keys() == {b"."}
+
+
+def test_owners_in_attributes_are_for_who_reads_them(filled: World) -> None:
+    filled.close(filled.open(stat_attribute=CONTAINERS_STAT))
+    with pytest.raises(LayerError, match="owners and modes"):
+        converted(filled, Target.OCI)
+    converted(filled, Target.FUSE_OVERLAYFS)
 
 
 def test_an_upper_in_use_is_not_touched(filled: World, mounts: Mounts) -> None:
