@@ -267,7 +267,7 @@ class Comparison:
         """Compare the live trees, then each upper under the other filesystem; no lower may have been written."""
         ours, kernels = self._look()
         _same(ours, kernels, (self.subject, "kernel"))
-        _same_numbers(self.sides[0].root, self.sides[1].root, ours)
+        _same_numbers(self.sides[0].root, self.sides[1].root, ours, self.setting)
         self._unmount()
         self.layers = self.layers[1], self.layers[0]
         self._make_mountable()
@@ -335,10 +335,14 @@ def _same(left: tree.Snapshot, right: tree.Snapshot, names: tuple[str, str]) -> 
         raise Disagreement(f"the trees differ:\n{found}")
 
 
-def _same_numbers(subject: bytes, kernel: bytes, everything: Iterable[bytes]) -> None:
-    """Two names show one inode number exactly where they do so on the kernel; a directory's is its own."""
+def _same_numbers(subject: bytes, kernel: bytes, everything: Iterable[bytes], setting: Setting) -> None:
+    """Two names show one inode number exactly where they do so on the kernel; a directory's is its own.
+
+    Among files only where marks are a user's: a copied-up symlink can carry no origin then, and the kernel shows a new link of it under
+    another number for as long as it remembers what it was copied from.
+    """
     paths = list(everything)
-    ours, kernels = (_by_number(root, paths) for root in (subject, kernel))
+    ours, kernels = (_by_number(root, paths, files_only=setting.userxattr) for root in (subject, kernel))
     if ours != kernels:
         raise Disagreement(f"of one inode number are {sorted(ours - kernels)}, in kernel {sorted(kernels - ours)}")
     directories = [path for path in paths if stat.S_ISDIR(os.lstat(os.path.join(subject, path)).st_mode)]
@@ -348,12 +352,12 @@ def _same_numbers(subject: bytes, kernel: bytes, everything: Iterable[bytes]) ->
         raise Disagreement("a directory shows the inode number of something else")
 
 
-def _by_number(root: bytes, paths: list[bytes]) -> set[tuple[bytes, ...]]:
+def _by_number(root: bytes, paths: list[bytes], *, files_only: bool) -> set[tuple[bytes, ...]]:
     """The names of more than one non-directory that show one number, as sets of names."""
     users: dict[tuple[int, int], list[bytes]] = {}
     for path in sorted(paths):
         found = os.lstat(os.path.join(root, path))
-        if not stat.S_ISDIR(found.st_mode):
+        if stat.S_ISREG(found.st_mode) or not (files_only or stat.S_ISDIR(found.st_mode)):
             users.setdefault((found.st_dev, found.st_ino), []).append(path)
     return {tuple(names) for names in users.values() if len(names) > 1}
 

@@ -55,9 +55,10 @@ _TRUSTED = [
 ]
 #: The kernel takes neither redirects nor metacopy with userxattr.
 _USER = [Setting("nofollow", userxattr=True)]
-_ALL = [replace(setting, xino=xino, volatile=volatile, nested=nested)
-        for setting, xino, volatile, nested in product(
-            [*_TRUSTED, *_USER], ("off", "on", "auto"), (False, True), (False, False, False, True))]
+_ALL = [replace(setting, index=index, xino=xino, volatile=volatile, nested=nested)
+        for setting, index, xino, volatile, nested in product(
+            [*_TRUSTED, *_USER], ("off", "off", "on"), ("off", "on", "auto"), (False, True), (False, False, False, True))
+        if index == "off" or not nested]  # an overlay has no file handles, and so no index
 
 
 def settings_of(words: frozenset[str]) -> st.SearchStrategy[Setting]:
