@@ -82,13 +82,17 @@ def kept_times(fd: int) -> Iterator[None]:
         utimens(path_at(fd, b""), before.st_atime_ns, before.st_mtime_ns)
 
 
+_statx = (ctypes.c_uint64 * 32)()
+
+
 def attributes(dir_fd: int, name: bytes) -> int:
-    """The STATX_ATTR_* of *name* in *dir_fd* itself (empty: of what *dir_fd* is); 0 where the filesystem tells none. statx(2)."""
+    """The STATX_ATTR_* of *name* in *dir_fd* itself (empty: of what *dir_fd* is); 0 where the filesystem tells none. statx(2).
+
+    For one thread only: whatever removes or changes something asks this, and a buffer for each answer would double what that costs.
+    """
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (0 if name else AT_EMPTY_PATH)
-    buffer = ctypes.create_string_buffer(256)
-    _l.checked(_l.libc.statx(dir_fd, name, flags, 0, buffer), name)
-    (found,) = struct.unpack_from("=Q", buffer, 8)
-    return int(found)
+    _l.checked(_l.libc.statx(dir_fd, name, flags, 0, _statx), name)
+    return _statx[1]
 
 
 def reopen(fd: int, flags: int) -> int:

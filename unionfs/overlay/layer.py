@@ -68,6 +68,8 @@ class Layer:
 
     def attribute(self, dir_fd: int, name: bytes, attribute: bytes) -> bytes | None:
         """An extended attribute of *name*; None without it, and for a mount point, which is not to be asked."""
+        if self.private:
+            return xattrs.find(files.path_at(dir_fd, name), attribute)
         try:
             with self.object_path(dir_fd, name) as path:
                 return xattrs.find(path, attribute)

@@ -421,7 +421,7 @@ class Tree:
             if entry.source is not self.stack.upper:  # a whiteout that an overlay below us lists and does not find
                 self._forget_whiteout(parent, name, entry)
             raise
-        if entry.source.is_xattr_whiteout(fd, name, st, self.stack.names):
+        if not st.st_size and entry.source.is_xattr_whiteout(fd, name, st, self.stack.names):
             self._forget_whiteout(parent, name, entry)
             raise error(errno.ENOENT, name)
         directory, data, number = self.examine(parent, name, entry, st)
@@ -434,14 +434,25 @@ class Tree:
             if known is not None:
                 self.add_name(known, parent, name, entry)
                 return known, st
-        node = Node(number, parent, name, entry.source, directory)
-        node.kind = stat.S_IFMT(st.st_mode)
-        self.nodes.add(node)
-        entry.node = node
+        node = self._enter(Node(number, parent, name, entry.source, directory), entry, st)
         if data is not None:
             self._data[node.ino] = data
             st = self._with_blocks(node, st)
         return node, st
+
+    def made(self, parent: Node, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
+        """The node of what has just been made in upper, and its attributes: it has no lower part and no marks, so none are looked for."""
+        st = entry.source.stat(self.directory_fd(parent, entry.source), name)
+        directory = Directory(()) if entry.kind == stat.S_IFDIR else None
+        node = Node(self.nodes.natural(st.st_dev, st.st_ino), parent, name, entry.source, directory)
+        node.protection = 0
+        return self._enter(node, entry, st), st
+
+    def _enter(self, node: Node, entry: LayerEntry, st: os.stat_result) -> Node:
+        node.kind = stat.S_IFMT(st.st_mode)
+        self.nodes.add(node)
+        entry.node = node
+        return node
 
     def examine(
         self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result

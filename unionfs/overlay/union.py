@@ -349,13 +349,14 @@ class Union:
 
         EOPNOTSUPP for the mode of a symlink, as of any filesystem since Linux 6.6 (notify_change); chmod would go where it points.
         """
-        if change.mode is not None and stat.S_ISLNK(self.getattr(ino)[1].st_mode):
+        node = self.tree.node(ino)
+        if change.mode is not None and node.kind == stat.S_IFLNK:
             raise error(errno.EOPNOTSUPP)
-        protection = self.tree.protection(self.tree.node(ino))
+        protection = self.tree.protection(node)
         if protection and change != Change():
             refuse(protection)
-        node = self._up(ino, change.size, data=change.size is not None)
         tree = self.tree
+        tree.bring_up(node, change.size, data=change.size is not None)
         if change.size is not None:
             os.ftruncate(tree.file_fd(node, writable=True), change.size)
         path = tree.place(node)
@@ -586,15 +587,15 @@ class Union:
         try:
             if at_fd == tree.work.fd:
                 self._endow(directory, files.path_at(at_fd, at), mode, caller, device)
-            self._settle_allowed(directory, name, at_fd, at, is_dir)
+            if at_fd == tree.work.fd:
+                self._settle_allowed(directory, name, at_fd, at, is_dir)
         except BaseException:
             if at_fd == tree.work.fd:
                 tree.work.discard(at)
             raise
         entry = self._enter(directory, name, stat.S_IFMT(mode))
-        node, st = tree.resolve(directory, name, entry)
+        node, st = tree.made(directory, name, entry)
         node.lookups += 1
-        node.protection = 0
         return self._shown(node, st)
 
     def _is_ours(self, caller: Caller) -> bool:
