@@ -205,6 +205,19 @@ def test_a_killed_server_leaves_nothing_that_hinders(home: Home) -> None:
 
 
 @pytest.mark.overlayfs
+def test_the_kernel_s_engine_is_taken_where_it_may_be(home: Home) -> None:
+    done = home.run("mount", "--engine=auto", *home.words(), home.mnt)
+    assert done.status == 0 and len(done.lines) == 1
+    assert done.err.startswith("unionfs: engine kernel\n" if home.user is None else "unionfs: engine pyfuse3: ")
+    assert home.ns.mounted_at(home.mnt) == ["overlay" if home.user is None else "fuse.unionfs"]
+    home.do("sh", "-c", 'echo x >"$1/new"; rm "$1/only-lower0"', "sh", home.mnt)
+    assert home.run("umount", home.mnt) == Done(0, "", "")
+    assert home.run("mount", *home.words(), home.mnt) == Done(0, "", "")
+    assert home.do("sh", "-c", 'cat "$1/new"; ls "$1/only-lower0"', "sh", home.mnt).out == "x\n"
+    assert home.run("umount", home.mnt) == Done(0, "", "")
+
+
+@pytest.mark.overlayfs
 def test_an_owner_may_do_what_the_kernels_overlayfs_lets_him(home: Home) -> None:
     """The kernel's is mounted in the same namespace; for a user without one by root."""
     theirs, upper, work = (home.scratch / name for name in ("theirs", "their-upper", "their-work"))

@@ -43,7 +43,7 @@ class User:
         env = environment(HOME=str(self.home), PYTHONDONTWRITEBYTECODE="1", **{name: str(self.home / path) for name, path in paths.items()})
         # nsenter has left the directory we are in
         command = [*entering, "env", "-C", str(REPOSITORY), "timeout", "-k", "5", "240", sys.executable, "-m", "pytest"]
-        command += ["-q", "-p", "no:cacheprovider", "-m", "not root and not network", suite]
+        command += ["-q", "-rfE", "-p", "no:cacheprovider", "-m", "not root and not network", suite]
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         passed = re.search(r"(\d+) passed", done.stdout)

@@ -17,6 +17,7 @@ _CLOSE_RANGE_CLOEXEC = 4
 _LAST_FD = 0x7FFFFFFF
 _SI_KERNEL = 0x80
 _SIGINFO_SIZE = 128
+_CAP_DAC_READ_SEARCH = 2
 _CAP_SYS_ADMIN = 21
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
 
@@ -32,11 +33,24 @@ def overflow_ids() -> tuple[int, int]:
 
 def may_use_trusted_xattrs() -> bool:
     """Whether we may read and write ``trusted.*`` attributes: only with CAP_SYS_ADMIN in the initial user namespace (xattr(7))."""
+    return _may_initially(_CAP_SYS_ADMIN)
+
+
+def may_follow_handles() -> bool:
+    """Whether a file handle that cannot be opened has no object: with CAP_DAC_READ_SEARCH in the initial user namespace.
+
+    In another one Linux since 6.11 opens some, and says ESTALE of those that lie below a directory of unmapped ids (may_decode_fh).
+    """
+    return _may_initially(_CAP_DAC_READ_SEARCH)
+
+
+def _may_initially(capability: int) -> bool:
+    """Whether we have it in the initial user namespace."""
     if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
         return False
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+    return bool(int(effective, 16) >> capability & 1)
 
 
 def die_with_parent() -> None:

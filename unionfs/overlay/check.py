@@ -19,6 +19,7 @@ from functools import partial
 
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, xattrs
+from unionfs.linux.process import may_follow_handles
 from unionfs.overlay.copy_up import decode_origin, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
 from unionfs.overlay.index_dir import origin_of, read_nlink
@@ -392,6 +393,8 @@ def _unlink_quietly(dir_fd: int, name: bytes) -> None:
 
 def _can_open_handles(layers: Sequence[Layer]) -> bool:
     """Whether file handles in all *layers* can be followed: it takes privilege, and filesystems that have them."""
+    if not may_follow_handles():
+        return False
     for layer in layers:
         try:
             kind, handle = files.file_handle(layer.root_fd, b".")

@@ -15,6 +15,7 @@ import sys
 
 from unionfs.errors import LayerError, printable
 from unionfs.linux import files, xattrs
+from unionfs.linux.process import may_follow_handles
 from unionfs.overlay.copy_up import decode_origin, encode_origin, remove_tree
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.whiteout import XattrNames, is_whiteout_device
@@ -159,8 +160,8 @@ def _is_stale(path: bytes, origin: bytes, st: os.stat_result, lowers: tuple[Laye
         return False
     lower = decode_origin(origin, lowers)
     if lower is None:
-        if os.geteuid() == 0:
+        if may_follow_handles():
             return True
-        if (xattrs.find(path, names.nlink) or b"").startswith(b"L"):  # others than root may not look for the lower
+        if (xattrs.find(path, names.nlink) or b"").startswith(b"L"):  # nor can others look for the lower
             return False
     return read_nlink(path, names.nlink, st.st_nlink, None if lower is None else lower.st_nlink) is None
