@@ -157,6 +157,34 @@ def _forgotten_rights(view: View, d: bytes) -> None:
     view.chmod(d, 0o555)
 
 
+def _deleted(limit: int | None) -> Scenario:
+    """Shut files and directories that are deleted while they are open; *limit*: how many of them are kept by a descriptor."""
+
+    def scenario(view: View, world: World) -> None:
+        if limit is not None:
+            view.union.tree._orphan_limit = limit
+        for d in (b"low", b"up", b"both"):
+            make(view, d + b"/new")
+            ino, lower, empty = (view.ino(d + name) for name in (b"/new", b"/sub/inner", b"/empty"))
+            view.chmod(d + b"/new", 0)
+            view.chmod(d + b"/sub/inner", 0o400)
+            view.chmod(d + b"/empty", 0)
+            view.unlink(d + b"/new")
+            view.unlink(d + b"/sub/inner")
+            view.rmdir(d + b"/empty")
+            view.union.write(ino, 4, b"more\n")
+            view.union.write(lower, 0, b"IN")
+            assert view.union.read(ino, 0, 100) == b"new\nmore\n"
+            assert view.union.read(lower, 0, 2) == b"IN"
+            modes = [stat.S_IMODE(view.union.getattr(number)[1].st_mode) for number in (ino, lower, empty)]
+            assert modes == [0, 0o400, 0]
+            assert [name for name, _, _ in view.union.entries(empty, 0)] == [b".", b".."]
+            for number in (ino, lower, empty):
+                view.forget_one(number)
+
+    return scenario
+
+
 SCENARIOS: dict[str, Scenario] = {
     "make a file": in_shut_directories(lambda view, d: make(view, d + b"/new")),
     "make a directory": in_shut_directories(lambda view, d: view.mkdir(d + b"/new", 0o555, OWNER)),
@@ -177,6 +205,8 @@ SCENARIOS: dict[str, Scenario] = {
     "attributes of a file": in_shut_directories(lambda view, d: view.union.setxattr(view.ino(d + b"/sub/inner"), b"user.x", b"1")),
     "truncate": in_shut_directories(lambda view, d: view.change(d + b"/sub/inner", Change(size=1))),
     "open to truncate": in_shut_directories(lambda view, d: view.union.open(view.ino(d + b"/sub/inner"), os.O_WRONLY | os.O_TRUNC)),
+    "deleted while open": _deleted(None),
+    "deleted while many are open": _deleted(0),
     "all rights taken away": in_shut_directories(_take_own_rights),
     "all rights taken away and forgotten": in_shut_directories(_forgotten_rights),
 }
