@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -234,9 +235,11 @@ class _Check:
         if self._names.whfiles and not self._form.reserves and self._upper.has_opaque_root(self._names):
             raise self._refusal(b"", "the root is opaque, which it cannot be")
         for listing in walk(self._upper):
+            if not listing.path:
+                self._check(b"", b"", listing.marks)
             for found in listing.objects:
                 self._check(listing.below(found.name), found.name, found.marks)
-                uncovered = found.marks.get(self._names.nlink, b"U-")[:2] != b"U-"
+                uncovered = found.marks.get(self._names.nlink, b"").startswith((b"U+", b"L"))
                 if uncovered and tree.hard_links is None and self._form.prefix != self._names.prefix:
                     reason = "it has names of which only the index knows (give -o index=on and its work directory)"
                     raise self._refusal(listing.below(found.name), reason)
@@ -425,11 +428,11 @@ class _Rewriting:
             self._whiteout(listing.fd, name, objects.get(name), opaque=opaque)
         self._drop_other_opaque(listing, objects, opaque=opaque)
         if not listing.path:
-            self._attributes(files.path_at(listing.fd, b""), listing.marks, can_hold=True)
+            self._attributes(files.path_at(listing.fd, b""), listing.marks, stat.S_IFDIR)
         for found in listing.objects:
             if self._is_whiteout(listing, found) or self._is_file_mark(found.name):
                 continue
-            self._attributes(files.path_at(listing.fd, found.name), found.marks, can_hold=found.is_directory or found.is_file)
+            self._attributes(files.path_at(listing.fd, found.name), found.marks, stat.S_IFMT(found.st.st_mode))
 
     # -- opaque directories ----------------------------------------------------------------------------------------------
 
@@ -514,17 +517,18 @@ class _Rewriting:
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
-    def _attributes(self, path: bytes, marks: Mapping[bytes, bytes], *, can_hold: bool) -> None:
-        """Carry over what the target has a use for, and drop the rest of what the source hides."""
+    def _attributes(self, path: bytes, marks: Mapping[bytes, bytes], kind: int) -> None:
+        """Carry over what the target has a use for, and drop the rest of what the source hides. *kind*: of the object, S_IFDIR ..."""
         same = self._form.prefix == self._source.prefix
+        can_hold = self._form.prefix == b"trusted.overlay." or kind in (stat.S_IFDIR, stat.S_IFREG)
         for mark, value in marks.items():
             prefix = next(known for known in PREFIXES if mark.startswith(known))
             short = mark[len(prefix) :]
-            if prefix not in self._prefixes or short.startswith(_ESCAPE) or short in (b"opaque", CONVERSION, _TIMES):
+            if prefix not in self._prefixes or short.startswith(_ESCAPE) or short in (CONVERSION, _TIMES):
                 continue
-            if prefix == self._form.prefix and (same or short in self._form.carried):
+            if short == b"opaque" and kind == stat.S_IFDIR or prefix == self._form.prefix and (same or short in self._form.carried):
                 continue
-            if prefix == self._source.prefix and short in self._form.carried and (can_hold or self._form.prefix == b"trusted.overlay."):
+            if prefix == self._source.prefix and short in self._form.carried and can_hold:
                 assert self._form.prefix is not None
                 xattrs.put(path, self._form.prefix + short, value)
             xattrs.discard(path, mark)

@@ -98,6 +98,10 @@ def an_attribute_of_an_ordinary_users_overlay_inside(world: World) -> None:
     os.setxattr(put(world.upper / "dir" / "new"), "user.overlay.origin", b"x")
 
 
+def an_attribute_of_another_program_on_the_root(world: World) -> None:
+    os.setxattr(world.upper, "user.fuseoverlayfs.origin", b"x")
+
+
 def a_long_name_that_is_hidden(world: World) -> None:
     put(world.lowers[0] / ("n" * 253))
     whiteout(world.upper / ("n" * 253))
@@ -124,6 +128,7 @@ REFUSED: dict[Build, set[Target]] = {
     a_name_like_a_whiteout_file_that_will_be_copied_up: {Target.FUSE_OVERLAYFS, Target.OCI},
     an_attribute_of_an_overlay_inside: {Target.USERXATTR, Target.FUSE_OVERLAYFS, Target.OCI},
     an_attribute_of_an_ordinary_users_overlay_inside: {Target.USERXATTR, Target.FUSE_OVERLAYFS, Target.OCI},
+    an_attribute_of_another_program_on_the_root: {Target.FUSE_OVERLAYFS, Target.OCI},
     a_long_name_that_is_hidden: {Target.OCI},
     a_metacopy_without_data: set(Target),
     an_invalid_redirect: set(Target),
@@ -200,6 +205,15 @@ def test_the_names_of_one_file_are_converted_as_one(filled: World) -> None:
     converted(filled, Target.OCI)
     found = shown(filled, whfiles=True)
     assert found[b"dir/again"].nlink == 3 and difference(before, found, ("before", "after")) == ""
+
+
+@pytest.mark.parametrize("target", [Target.USERXATTR, Target.FUSE_OVERLAYFS, Target.OCI], ids=lambda target: target.value)
+def test_marks_where_they_mean_nothing_do_not_become_anybodys_data(filled: World, target: Target) -> None:
+    file = put(filled.upper / "file")
+    for name in ("opaque", "impure", "nlink", "unknown"):
+        mark(file, name)
+    converted(filled, target)
+    assert [name for name in os.listxattr(file) if name.startswith("trusted")] == []
 
 
 def test_an_opaque_mark_is_kept_only_where_it_hides_something(filled: World) -> None:
