@@ -161,6 +161,9 @@ class FakeUnion:
         self._note("begin_copy_up", ino, size, *(() if data else ("without data",)))
         return self.drafts.get(ino)
 
+    def take_restamped(self) -> list[int]:
+        return []
+
     def publish(self, ino: int, draft: FakeDraft) -> None:
         self._note("publish", ino)
         assert self.drafts.pop(ino) is draft

@@ -94,9 +94,19 @@ def changing_verb(
             return await function(self, *args, **kwargs)
         finally:
             self._known.clear()
+            for ino in self._union.take_restamped():
+                _forget_attributes(ino)
 
     changing.__name__ = function.__name__
     return slow_verb(changing)
+
+
+def _forget_attributes(ino: int) -> None:
+    """Let the kernel ask for the attributes of *ino* when they are next wanted. It needs no lock for that, so a handler may tell it."""
+    try:
+        pyfuse3.invalidate_inode(InodeT(ino), attr_only=True)
+    except OSError:  # it does not know the object
+        pass
 
 
 def _caller(ctx: RequestContext) -> Caller:

@@ -52,6 +52,8 @@ class Tree:
         self._objects: FdCache[tuple[int, bool]] = FdCache(share)
         #: Where the data of metacopies are, by number.
         self._data: dict[int, Data] = {}
+        #: Directories whose time of last change copying up has moved on, which whoever remembers attributes has to learn.
+        self.restamped: set[Node] = set()
         self._orphan_fds = 0
         self._orphan_limit = share
         #: Told of every directory that is read, when the lowers may change.
@@ -858,6 +860,9 @@ class Tree:
             self.mark_impure(parent)
         files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
         files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
+        self.restamped.add(parent)
+        if node.directory is not None:
+            self.restamped.add(node)
         if self.stack.strict:
             files.sync_directory(parent_fd)
         entry = self.index(parent).entries[node.name]

@@ -335,6 +335,11 @@ class Union:
         else:
             self.tree.publish(node, draft)
 
+    def take_restamped(self) -> list[int]:
+        """Numbers of the directories whose time of last change has moved on since the last call, because something was copied up."""
+        restamped, self.tree.restamped = self.tree.restamped, set()
+        return [node.ino for node in restamped if node.lookups or node is self.tree.root]
+
     def _up(self, ino: int, size: int | None = None, *, data: bool = True) -> Node:
         """*ino*, in upper; without *data* perhaps as a metacopy."""
         node = self.tree.node(ino)
