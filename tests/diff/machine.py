@@ -125,9 +125,9 @@ class Comparison:
         *lowers, bottom = layers.lowers
         return replace(layers, lowers=tuple(lowers), data=(bottom,)) if self.setting.data and lowers else layers
 
-    @staticmethod
-    def _side(mount: Mount, name: str) -> Side:
-        return Side(name, mount.path, os.fsencode(mount.layers.upper or b""), hide_ghosts=mount.kind == "kernel")
+    def _side(self, mount: Mount, name: str) -> Side:
+        upper = os.fsencode(mount.layers.upper or b"")
+        return Side(name, mount.path, upper, hide_ghosts=mount.kind == "kernel", metacopy=self.setting.metacopy == "on")
 
     # ---- one step ----
 
@@ -231,20 +231,23 @@ class Comparison:
 
     def _incomparable(self, step: Step) -> bool:
         """Whether the kernel does here what we need not: it goes on reading the lower file through what was opened before the copy-up;
-        a lower file that was removed since comes back to its name when it is copied up, as the next mount shows; and a directory
+        a lower object that was removed since comes back to its name when it is copied up, as the next mount shows; and a directory
         in which it lists whiteouts that stat cannot find, or could have whiteouts by attribute in a lower part, is not empty to it.
-        A metacopy for which the redirect would be too long is not renamed by it, where we copy its data."""
+        It touches the directory of a full one that a redirected one should replace, and fails after that. A metacopy for which the
+        redirect would be too long is not renamed by it, where we copy its data."""
         kernel = self.sides[1]
         if step.verb.startswith("kept_"):
             kept = kernel.kept.get(step.arguments[0])
             if kept is None or kept.coherent:
                 return False
-            return step.verb == "kept_read" or (step.verb in _KEPT_COPY_UP and os.fstat(kept.fd).st_nlink == 0)
+            return step.verb == "kept_read" or (step.verb in _KEPT_COPY_UP and _is_deleted(kept.fd))
         if step.verb == "rename" and self.setting.metacopy == "on" and len(step.arguments[0]) >= REDIRECT_MAX:
             return True
         if step.verb in ("rmdir", "rename"):
             with contextlib.suppress(OSError):
                 place = kernel.at(step.arguments[-1 if step.verb == "rmdir" else 1])
+                if step.verb == "rename" and self.setting.redirect_dir == "on" and tree.names_in(place) and not step.arguments[2]:
+                    return True
                 return tree.names_in(place, hide_ghosts=True) == () and (self.xattr_whiteouts or tree.names_in(place) != ())
         return False
 
@@ -293,6 +296,10 @@ class Comparison:
 
     def close(self) -> list[str]:
         return [*self._end(), *self.inner.close()]
+
+
+def _is_deleted(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").endswith(" (deleted)")
 
 
 def _rotated(layers: Layers) -> Layers:

@@ -42,6 +42,7 @@ class Side:
     root: bytes
     upper: bytes
     hide_ghosts: bool
+    metacopy: bool = False
     kept: dict[int, Open] = field(default_factory=dict)
 
     def at(self, path: bytes) -> bytes:
@@ -85,23 +86,26 @@ def _digest(data: bytes) -> str:
     return repr(data) if len(data) <= 64 else f"{len(data)} bytes {hashlib.sha256(data).hexdigest()}"
 
 
-def _open(path: bytes, flags: int, mode: int = 0o666) -> int:
+def _open(side: Side, path: bytes, flags: int, mode: int = 0o666) -> int:
     """Open. The kernel copies up what is opened for writing, we what is written: where several links show the
-    difference in their count, a change that leaves no trace makes both copy up here."""
-    fd = os.open(path, flags | os.O_NONBLOCK, mode)
+    difference in their count, a change that leaves no trace makes both copy up here. When the data of a metacopy come up, it
+    forgets its modification time, we do not: it becomes now."""
+    fd = os.open(side.at(path), flags | os.O_NONBLOCK, mode)
     found = os.fstat(fd)
-    if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+    if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(found.st_mode) and (found.st_nlink > 1 or side.metacopy):
         uid = os.geteuid()
         os.seteuid(0)
         os.setxattr(fd, "trusted.copy-up", b"")
         os.removexattr(fd, "trusted.copy-up")
+        if side.metacopy:
+            os.utime(fd)
         os.seteuid(uid)
     return fd
 
 
 @contextlib.contextmanager
-def _opened(path: bytes, flags: int, mode: int = 0o666) -> Iterator[int]:
-    fd = _open(path, flags, mode)
+def _opened(side: Side, path: bytes, flags: int, mode: int = 0o666) -> Iterator[int]:
+    fd = _open(side, path, flags, mode)
     try:
         yield fd
     finally:
@@ -210,7 +214,7 @@ def statfs(side: Side, path: bytes) -> Answer:
 
 def open_file(side: Side, path: bytes, flags: int, mode: int, data: bytes) -> Answer:
     """open, write when it can, read when it can, fstat."""
-    with _opened(side.at(path), flags, mode) as fd:
+    with _opened(side, path, flags, mode) as fd:
         answer: list[Answer] = []
         if flags & os.O_ACCMODE != os.O_RDONLY:
             answer.append(os.write(fd, data))
@@ -220,18 +224,18 @@ def open_file(side: Side, path: bytes, flags: int, mode: int, data: bytes) -> An
 
 
 def read(side: Side, path: bytes) -> Answer:
-    with _opened(side.at(path), os.O_RDONLY) as fd:
+    with _opened(side, path, os.O_RDONLY) as fd:
         return _digest(os.read(fd, 1 << 16))
 
 
 def write(side: Side, path: bytes, offset: int, data: bytes) -> Answer:
-    with _opened(side.at(path), os.O_WRONLY) as fd:
+    with _opened(side, path, os.O_WRONLY) as fd:
         return os.pwrite(fd, data, offset)
 
 
 def write_mapped(side: Side, path: bytes, data: bytes) -> Answer:
     """Write through a shared mapping; an empty file has nothing to map."""
-    with _opened(side.at(path), os.O_RDWR) as fd:
+    with _opened(side, path, os.O_RDWR) as fd:
         size = os.fstat(fd).st_size
         if not stat.S_ISREG(os.fstat(fd).st_mode) or size == 0:
             return "nothing to map"
@@ -246,7 +250,7 @@ def truncate(side: Side, path: bytes, size: int) -> Answer:
 
 
 def fsync(side: Side, path: bytes) -> Answer:
-    with _opened(side.at(path), os.O_RDONLY) as fd:
+    with _opened(side, path, os.O_RDONLY) as fd:
         os.fsync(fd)
 
 
@@ -255,7 +259,7 @@ def fsync(side: Side, path: bytes) -> Answer:
 def keep(side: Side, slot: int, path: bytes, flags: int) -> Answer:
     """Open and keep. The kernel's overlayfs goes on reading the lower file through a descriptor that was opened
     before the copy-up, so only what is in upper when it is opened is compared after that."""
-    fd = _open(side.at(path), flags | os.O_NOFOLLOW)
+    fd = _open(side, path, flags | os.O_NOFOLLOW)
     if slot in side.kept:
         os.close(side.kept.pop(slot).fd)
     side.kept[slot] = Open(fd, _has_data(os.path.join(side.upper, path)))

@@ -51,7 +51,7 @@ class Setting:
 #: Where marks may be trusted.
 _TRUSTED = [
     Setting("off"), Setting("nofollow"), Setting("on"), Setting("on"), Setting("on", metacopy="on"), Setting("on", metacopy="on"),
-    Setting("follow"),
+    Setting("follow"), Setting("on", index="on"), Setting("on", index="on", metacopy="on"),
 ]
 #: The kernel takes neither redirects nor metacopy with userxattr.
 _USER = [Setting("nofollow", userxattr=True)]
