@@ -8,7 +8,8 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.diff.operations import Answer, Side
 from tests.diff.settings import Setting
 from tests.diff.steps import Step
 from tests.support import acl, tree
-from tests.support.mounts import Layers, Mount, Mounts
+from tests.support.mounts import Layers, Mount, MountFailed, Mounts
 
 # How many of a verb's first arguments are paths that it may change.
 _TOUCHES = {
@@ -116,7 +117,7 @@ class Comparison:
 
     def _mount(self) -> None:
         makers = self.mounts.by_kind(self.subject), self.mounts.kernel
-        self.live = tuple(maker(self._as_set(layers), target=target, options=self.setting.options)
+        self.live = tuple(_when_free(maker, self._as_set(layers), target=target, options=self.setting.options)
                           for maker, layers, target in zip(makers, self.layers, self.targets, strict=True))
         self.sides = (self._side(self.live[0], self.subject), self._side(self.live[1], "kernel"))
 
@@ -296,6 +297,18 @@ class Comparison:
 
     def close(self) -> list[str]:
         return [*self._end(), *self.inner.close()]
+
+
+def _when_free(maker: Callable[..., Mount], layers: Layers, **how: Any) -> Mount:
+    """Mount. A mount namespace that somebody makes between two mounts holds the first for as long as it lives, and with it the upper."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return maker(layers, **how)
+        except MountFailed as failure:
+            if failure.status != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _is_deleted(fd: int) -> bool:
