@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.overlay.world import USERXATTR, View, World, is_whiteout, mark, marked, no_descriptor_left, put, whiteout
+from unionfs.overlay.refresh import refresh
 from unionfs.overlay.union import Change
 
 
@@ -347,6 +348,25 @@ def test_a_pipe_and_a_symlink_are_tied_where_they_can_carry_marks(world: World) 
         assert view.node(name).shown == view.node(name + b"2").shown
         view.change(name, Change(mtime_ns=5))
         assert (view.stat(name + b"2").st_mtime_ns == 5) != USERXATTR
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_layers_looked_at_anew_leave_names_tied(world: World, view: View, lower: Path, written: bool) -> None:
+    assert_one_file(view, NAMES, 3, b"content")
+    if written:
+        view.write(b"two", b"CONTENT")
+    put(lower.with_name("new"), b"new")
+    (lower.parent / "dir" / "three").unlink()
+    for _ in refresh(view.union.tree):
+        pass
+    assert view.read(b"new") == b"new"
+    if written:  # the name was in upper by then
+        assert_one_file(view, NAMES, 3, b"CONTENT")
+    else:
+        assert view.find(b"dir/three") is None
+        assert_one_file(view, (b"one", b"two"), 2, b"content")
+        view.write(b"one", b"CONTENT")
+        assert_one_file(view, (b"one", b"two"), 2, b"CONTENT")
 
 
 def test_no_descriptor_is_left(world: World, lower: Path) -> None:
