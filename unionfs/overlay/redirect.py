@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.features import Redirect
@@ -105,8 +106,8 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
         tree.bring_up(child)
         entry.below, entry.more = False, ()
         if child.directory is not None:
-            _shut(tree, child)
-    _shut(tree, node)
+            tree.allowed(partial(_shut, tree, child), child)
+    tree.allowed(partial(_shut, tree, node), node)
 
 
 def below(tree: Tree, node: Node) -> Iterator[tuple[Node, bytes, LayerEntry, Node]]:
@@ -116,8 +117,8 @@ def below(tree: Tree, node: Node) -> Iterator[tuple[Node, bytes, LayerEntry, Nod
     """
     node.lookups += 1
     try:
-        for name, entry in list(tree.index(node).entries.items()):
-            child, _ = tree.resolve(node, name, entry)
+        for name, entry in list(tree.allowed(partial(tree.index, node), node).entries.items()):
+            child, _ = tree.allowed(partial(tree.resolve, node, name, entry), node, name)
             child.lookups += 1
             try:
                 if child.directory is not None:

@@ -193,13 +193,20 @@ def _move_in_upper(
 
 def _move_without_help(tree: Tree, old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
     """RENAME_WHITEOUT where the filesystem lacks it: put a whiteout at the target, then swap the two."""
+    vacant = True
     try:
         tree.work.cover(new_fd, new)
     except FileExistsError:
+        vacant = False
         gone = tree.work.name()
         tree.work.take_covered(new_fd, new, gone)
         remove_tree(tree.work.fd, gone)
-    files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
+    try:
+        files.renameat2(old_fd, old, new_fd, new, files.RENAME_EXCHANGE)
+    except BaseException:
+        if vacant:
+            os.unlink(new, dir_fd=new_fd)
+        raise
 
 
 def _move_with_files(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import TypeVar
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.backing import FdCache, share_of_descriptors
@@ -26,6 +27,8 @@ from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
 from unionfs.overlay.watch import Watcher
 from unionfs.overlay.whiteout import IMPURE, OPAQUE
+
+Result = TypeVar("Result")
 
 NAME_MAX = 255
 
@@ -105,6 +108,13 @@ class Tree:
             if lower is layer:
                 return path
         raise error(errno.ESTALE, node.name)
+
+    def allowed(self, step: Callable[[], Result], directory: Node, name: bytes | None = None) -> Result:
+        """*step*, which is about *directory*, or *name* in it: again with bits lent where modes in upper forbid it (see unlocked.py)."""
+        try:
+            return step()
+        except PermissionError as exc:
+            return self.lender.retry(exc, step, [directory], lambda: [] if name is None else [self.upper_place(directory, name)])
 
     def upper_place(self, parent: Node, name: bytes) -> Loose | None:
         """Descriptor of *parent*'s copy in upper, and *name*; None when upper has nothing of that name."""
@@ -281,8 +291,11 @@ class Tree:
             if node.parent is None:  # an orphan has none, or it would still have its name
                 node.protection = 0 if node.orphan is not None else self._protection(node.layer, node.layer.root_fd, b"")
             else:
-                node.protection = self._protection(node.layer, self.directory_fd(node.parent, node.layer), node.name)
+                node.protection = self.allowed(partial(self._named_protection, node, node.parent), node.parent)
         return node.protection
+
+    def _named_protection(self, node: Node, parent: Node) -> int:
+        return self._protection(node.layer, self.directory_fd(parent, node.layer), node.name)
 
     def _protection(self, layer: Layer, dir_fd: int, name: bytes) -> int:
         found = layer.protection(dir_fd, name)

@@ -43,19 +43,19 @@ class Lender:
     ) -> Result:
         """*step* again, which has failed and changed nothing: with the directories *ways* and all above them lent, then *ends* as well.
 
-        In two goes, as an object of which attributes are changed must not be lent any. Raises *failure* when there is nothing to lend.
+        First *ways* alone, as an object of which attributes are changed must not be lent any; and again as long as there is more to lend,
+        for a step may have brought up what it then fails in. Raises the last failure when there is nothing to lend.
         """
         if failure.errno != errno.EACCES or self._upper is None:
             raise failure
         with ExitStack() as held:
-            if self._lend_all(held, ways):
-                try:
-                    return step()
-                except PermissionError as exc:
-                    failure = exc
-            if not self._lend_all(held, ends()):
-                raise failure
-            return step()
+            for last in (False, True):
+                while self._lend_all(held, (*ways, *(ends() if last else ()))):
+                    try:
+                        return step()
+                    except PermissionError as exc:
+                        failure = exc
+            raise failure
 
     def as_shown(self, st: os.stat_result) -> os.stat_result:
         """*st* without the bits that are lent just now."""

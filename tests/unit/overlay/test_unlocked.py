@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -75,6 +76,7 @@ def on_disk(upper: Path) -> tree.Snapshot:
 def played(scratch: Path, scenario: Scenario, run: Callable[[Callable[[], Shown]], Shown]) -> tuple[Shown, tree.Snapshot]:
     """What *scenario* leaves, shown and on disk, when it runs in a child made by *run*."""
     scratch.mkdir()
+    scratch.chmod(0o777)
     world = World(scratch)
     furnish(world)
     before = [tree.fingerprint(lower) for lower in world.lowers]
@@ -217,6 +219,54 @@ def test_a_server_without_privileges_does_as_root_would(scratch: Path, name: str
     scenario = SCENARIOS[name]
     for_root = played(scratch / "root", scenario, in_child)
     for_user = played(scratch / "user", scenario, as_user)
+    assert for_user[0] == for_root[0]
+    assert tree.difference(for_user[1], for_root[1], ("the user's upper", "root's upper")) == ""
+
+
+PATHS = [directory + below for directory in (b"low", b"up", b"both") for below in (b"", b"/sub", b"/sub/inner", b"/empty", b"/new")]
+MODES = (0, 0o100, 0o200, 0o300, 0o400, 0o444, 0o555, 0o644, 0o700, 0o1755)
+
+
+def _random_step(view: View, random: Random) -> object:
+    """One verb with arguments that mean nothing; what it answers."""
+    path, other, mode = random.choice(PATHS), random.choice(PATHS), random.choice(MODES)
+    within = path.startswith(other + b"/") or other.startswith(path + b"/")  # the kernel refuses to move such by itself
+    steps: list[Callable[[], object]] = [
+        lambda: view.chmod(path, mode),
+        lambda: view.mkdir(path, mode, OWNER) and None,
+        lambda: view.make_file(path, b"new\n", mode, OWNER) and None,
+        lambda: view.symlink(b"target", path, OWNER) and None,
+        lambda: view.unlink(path),
+        lambda: view.rmdir(path),
+        lambda: view.link(path, other) and None,
+        lambda: None if within else view.rename(path, other),
+        lambda: None if within else view.rename(path, other, files.RENAME_EXCHANGE),
+        lambda: view.write(path, b"written") if _is_file(view, path) else None,
+        lambda: view.read(path) if _is_file(view, path) else None,
+        lambda: view.change(path, Change(size=3)).st_mode if _is_file(view, path) else None,
+        lambda: view.union.setxattr(view.ino(path), b"user.x", b"%d" % mode),
+        lambda: view.names(path),
+        view.forget,
+    ]
+    try:
+        return random.choice(steps)()
+    except OSError as exc:
+        return errno.errorcode[exc.errno or 0]
+
+
+def _is_file(view: View, path: bytes) -> bool:
+    return stat.S_ISREG(view.stat(path).st_mode)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_long_sequence_of_verbs_does_as_root_would(scratch: Path, seed: int) -> None:
+    def scenario(view: View, world: World) -> None:
+        random = Random(seed)
+        (world.root / "answers").write_text("".join(f"{_random_step(view, random)!r}\n" for _ in range(60)))
+
+    for_root = played(scratch / "root", scenario, in_child)
+    for_user = played(scratch / "user", scenario, as_user)
+    assert (scratch / "user" / "answers").read_text() == (scratch / "root" / "answers").read_text()
     assert for_user[0] == for_root[0]
     assert tree.difference(for_user[1], for_root[1], ("the user's upper", "root's upper")) == ""
 
