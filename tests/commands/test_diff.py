@@ -93,3 +93,15 @@ def test_with_an_index_every_name_of_a_changed_file_is_told(scratch: Path, layer
     assert layers.upper is not None and layers.work is not None
     assert run("diff", layers.upper, "--lower", lower, "--work", layers.work) == Done(0, "C /dir/link\nC /file\n", "")
     assert run("diff", layers.upper, "--lower", lower) == Done(0, "C /file\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="index=on needs file handles: root")
+def test_with_an_index_files_without_data_of_their_own_are_no_obstacle(scratch: Path, layers: Layers) -> None:
+    lower = layers.lowers[0]
+    os.link(lower / "file", lower / "link")
+    with place(scratch) as mnt:
+        assert run("mount", "-o", "index=on,metacopy=on", *flags(layers), mnt.path).status == 0
+        for name in ("file", "only-lower0"):
+            (mnt.path / name).chmod(0o600)
+        assert run("diff", mnt.path) == Done(0, "C /file\nC /link\nC /only-lower0\n", "")
+        assert run("umount", mnt.path).status == 0

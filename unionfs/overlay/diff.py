@@ -19,7 +19,6 @@ from unionfs.overlay.features import DEFAULTS, Features
 from unionfs.overlay.index_dir import entry_name
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
-from unionfs.overlay.redirect import below
 from unionfs.overlay.stack import open_stack
 from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import XattrNames
@@ -151,13 +150,17 @@ def _with_hard_links(after: Tree, found: list[Change], index: frozenset[bytes]) 
     if not index:
         return
     told = {change.path for change in found}
-    for parent, name, entry, _ in below(after, after.root):
-        path = b"/" + _join(parent.path(), name)
-        if entry.kind == stat.S_IFDIR or entry.source is after.stack.lowers[0] or path in told:
-            continue
-        fd = after.directory_fd(parent, entry.source)
-        if entry.source.stat(fd, name).st_nlink > 1 and entry_name(encode_origin(entry.source, fd, name)) in index:
-            yield Change(Kind.CHANGED, path)
+    todo = [(b"", after.root)]
+    while todo:
+        directory, node = todo.pop()
+        for name, entry in after.index(node).entries.items():
+            path = _join(directory, name)
+            if entry.kind == stat.S_IFDIR:
+                todo.append((path, after.resolve(node, name, entry)[0]))
+            elif entry.source is not after.stack.lowers[0] and b"/" + path not in told:
+                fd = after.directory_fd(node, entry.source)
+                if entry.source.stat(fd, name).st_nlink > 1 and entry_name(encode_origin(entry.source, fd, name)) in index:
+                    yield Change(Kind.CHANGED, b"/" + path)
 
 
 def _lowers(node: Node) -> tuple[tuple[Layer, bytes], ...]:
