@@ -11,6 +11,8 @@ Inside the filesystem itself errors are OSError with an errno; these are for the
 
 from __future__ import annotations
 
+import os
+
 
 class UnionfsError(Exception):
     """A failure with a one-line message for the user; ``exit_code`` is what the command returns."""
@@ -34,6 +36,17 @@ class InUseError(LayerError):
 
 class MountError(UnionfsError):
     """The mount itself failed: no /dev/fuse, no permission, a bad target."""
+
+
+def reason(exc: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(exc, UnionfsError):
+        return str(exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        name = exc.filename
+        shown = printable(os.fsencode(name)) if isinstance(name, bytes | str) else name
+        return exc.strerror if name is None else f"{shown}: {exc.strerror}"
+    return f"{type(exc).__name__}: {exc}"
 
 
 def printable(path: bytes) -> str:

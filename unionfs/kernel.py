@@ -31,18 +31,16 @@ def create_mount(options: MountOptions) -> int:
     called, and engines.not_in_kernel says nothing of *options*.
     """
     with ExitStack() as held:
-        layers = _open_layers(options, held)
         parameters: Parameters = [
             (name, value)
             for name, value in engines.kernel_parameters(options)
             if name not in _CONTEXTS or os.path.exists(_SELINUX)  # as mount(8): the word means nothing without SELinux
         ]
         attrs = options.vfs_flags | ({"ro"} if options.read_only else set())
-        marked = _is_marked(options)
         try:
-            return _create([*parameters, *layers], attrs)
+            return _create([*parameters, *_open_layers(options, held)], attrs)
         except OSError as exc:
-            if options.volatile and not marked and options.work is not None:  # the mark comes before the layers are looked at
+            if options.volatile and options.work is not None:  # the mark comes before the layers are looked at
                 shutil.rmtree(os.path.join(options.work, _MARK), ignore_errors=True)
             raise MountError(f"the kernel's overlayfs refuses: {_reason(exc)}") from exc
 
@@ -99,7 +97,7 @@ def hold_upper(options: MountOptions, held: ExitStack) -> None:
 
     A mount that is attached here needs no longer: refuse_if_kernel_has sees it.
     """
-    from unionfs.overlay.stack import lock, refuse_half_converted
+    from unionfs.overlay.stack import lock, refuse_half_converted, refuse_incompatible
 
     for what, path in (("upper", options.upper), ("work", options.work)):
         if path is not None:
@@ -108,6 +106,8 @@ def hold_upper(options: MountOptions, held: ExitStack) -> None:
             held.callback(os.close, lock(fd, what, path))
             if what == "upper":
                 refuse_half_converted(fd, path)
+            else:
+                refuse_incompatible(fd, path)
 
 
 def _open(what: str, path: bytes) -> int:
@@ -115,10 +115,6 @@ def _open(what: str, path: bytes) -> int:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise LayerError(f"{what} directory {printable(path)}: {exc.strerror}") from exc
-
-
-def _is_marked(options: MountOptions) -> bool:
-    return options.work is not None and os.path.lexists(os.path.join(options.work, _MARK))
 
 
 def _create(parameters: Parameters, attrs: set[str] | frozenset[str]) -> int:
@@ -140,7 +136,7 @@ def _as_text(key: str, value: bytes | int | None) -> tuple[str, bytes | int | No
 
 def _reason(exc: OSError) -> str:
     """One line; what the kernel only says to dmesg is not known here."""
-    where = "" if exc.filename in (None, "overlay") else f" ({exc.filename})"
+    where = "" if exc.filename in (None, "overlay", "tmpfs") else f" ({exc.filename})"
     hint = ""
     if exc.errno == errno.ELOOP and exc.filename == "overlay":
         return "one of the directories is, or lies in, another of them"

@@ -378,8 +378,10 @@ def _path(name: str, value: bytes) -> bytes:
 
 def _fsync(draft: _Draft, value: bytes) -> None:
     text = value.decode("ascii", "backslashreplace")
-    if text not in ("auto", "strict", "volatile"):  # the kernel's words; fuse-overlayfs says 0 and 1
-        text = "auto" if _truth("fsync", value) else "never"
+    if text.lower() in _YES:  # fuse-overlayfs's; the words are the kernel's
+        text = "auto" if _YES[text.lower()] else "never"
+    elif text not in ("auto", "strict", "volatile"):
+        raise UsageError(f"option {_shown(b'fsync', value)}: the value must be auto, strict, volatile, 0 or 1")
     draft.set(fsync=text)
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from unionfs.errors import InUseError, MountError, printable
+from unionfs.errors import MountError, printable
 from unionfs.linux import mounts
 from unionfs.linux.mounts import MountInfo
 
@@ -54,6 +54,7 @@ class Record:
     started: float
     claims: tuple[tuple[int, int], ...] = ()
     engine: str = "pyfuse3"
+    data_lowers: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,19 @@ class Mount:
 
 def directories() -> list[bytes]:
     """The places a record of ours may be in, best first."""
-    uid = os.geteuid()
-    places = [b"/run/unionfs"] if uid == 0 else []
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        uid = uid_outside(os.geteuid(), file.read())
+    places = [b"/run/unionfs"] if os.geteuid() == 0 else []
     runtime = os.environb.get(b"XDG_RUNTIME_DIR", b"")
     if runtime.startswith(b"/"):
         places.append(runtime + b"/unionfs")
     return [*places, b"/run/user/%d/unionfs" % uid, b"/tmp/unionfs-%d" % uid]
+
+
+def uid_outside(uid: int, uid_map: str) -> int:
+    """Who the user *uid* is in the namespace around his own: everybody is 0 in a namespace he made himself, and /tmp is one for all."""
+    ranges = (map(int, line.split()) for line in uid_map.splitlines())
+    return next((outer + uid - inner for inner, outer, count in ranges if inner <= uid < inner + count), uid)
 
 
 def open_directory(path: bytes, *, create: bool = False) -> int:
@@ -214,6 +222,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "started": record.started,
         "claims": record.claims,
         "engine": record.engine,
+        "data_lowers": [_text(path) for path in record.data_lowers],
     }
 
 
@@ -233,6 +242,7 @@ def _from_json(device: str, data: bytes) -> Record:
         options=got["options"],
         started=got["started"],
         claims=tuple((device_number, ino) for device_number, ino in got["claims"]),
+        data_lowers=tuple(path.encode("utf-8", "surrogateescape") for path in got["data_lowers"]),
     )
 
 
@@ -360,6 +370,7 @@ def kernel_record(info: MountInfo) -> Record | None:
     if info.fstype != KERNEL_FSTYPE:
         return None
     lowers: list[bytes] = []
+    data: list[bytes] = []
     upper = work = None
     words = []
     for option in info.super_options:
@@ -367,8 +378,12 @@ def kernel_record(info: MountInfo) -> Record | None:
         path = mounts.unescape(value.encode("utf-8", "surrogateescape"))
         if name == "lowerdir+":
             lowers.append(path)
+        elif name == "datadir+" and path != b"/":  # that is what kernel.py adds to a single layer
+            data.append(path)
         elif name == "lowerdir":
-            lowers += path.partition(b"::")[0].split(b":")
+            merged, *behind = path.split(b"::")
+            lowers += merged.split(b":")
+            data += behind
         elif name == "upperdir":
             upper = path
         elif name == "workdir":
@@ -377,18 +392,8 @@ def kernel_record(info: MountInfo) -> Record | None:
             words.append(option.removeprefix("fsync="))
     return Record(
         device=info.device, pid=0, target=info.target, lowers=tuple(lowers), upper=upper, work=work,
-        options=",".join(words), started=0.0, engine="kernel",
+        options=",".join(words), started=0.0, engine="kernel", data_lowers=tuple(data),
     )  # fmt: skip
-
-
-def refuse_if_kernel_has(*directories: bytes | None) -> None:
-    """InUseError when one of these is the upper or work of an overlay of the kernel's, as far as we see mounts and know paths."""
-    wanted = {os.path.realpath(path): path for path in directories if path is not None}
-    for info in mounts.mountinfo():
-        record = kernel_record(info)
-        if record is not None and (found := {record.upper, record.work} & wanted.keys()):
-            path = wanted[next(path for path in found if path is not None)]
-            raise InUseError(f"directory {printable(path)} is in use by another mount: the kernel's at {printable(info.target)}")
 
 
 def is_ours(info: MountInfo) -> bool:
@@ -451,7 +456,7 @@ def mount_of(path: bytes) -> tuple[MountInfo, bytes]:
     if info is None:
         raise MountError(f"{printable(path)}: nothing is mounted here")
     if not is_ours(info):
-        raise MountError(f"{printable(path)}: a {info.fstype} is mounted here, not a union")
+        raise MountError(f"{printable(path)}: what is mounted here is {info.fstype}, not a union")
     return info, target
 
 

@@ -295,6 +295,39 @@ def test_an_upper_belongs_to_one_mount_whatever_the_engines(
         assert mount(second, layers, other).status == 0
 
 
+def test_an_upper_that_mountinfo_names_by_a_relative_path_is_known_to_the_kernel(scratch: Path, layers: Layers, mnt: Place) -> None:
+    command = ["mount", "-t", "overlay", "-o", "lowerdir=lower0,upperdir=upper,workdir=work", "none", str(mnt.path)]
+    assert run(command=command, cwd=scratch).status == 0
+    with place(scratch, "second") as other:
+        for engine in ("pyfuse3", "kernel", "auto"):
+            refused(mount(engine, layers, other), "in use by another mount of the kernel's")
+        for part in ("upper", "work"):
+            refused(run("convert", scratch / part, "--lower", layers.lowers[0], "--to", "oci"), "in use by another mount of the kernel's")
+        refused(run("fsck", "--repair", *flags(layers)), "in use by another mount", status=8)
+        system.unmount(mnt.path)
+        assert mount("pyfuse3", layers, other).status == 0
+
+
+def test_what_a_volatile_mount_left_is_named_by_either_engine(layers: Layers, mnt: Place) -> None:
+    assert mount("kernel", layers, mnt, "-o", "volatile").status == 0
+    assert run("umount", mnt.path).status == 0
+    assert layers.work is not None
+    for engine in ("pyfuse3", "kernel", "auto"):
+        for more in ([], ["-o", "volatile"]):
+            refused(mount(engine, layers, mnt, *more), f"delete {layers.work}/work/incompat/volatile")
+    shutil.rmtree(layers.work / "work/incompat")
+    assert mount("kernel", layers, mnt).status == 0
+
+
+def test_data_only_layers_are_listed(scratch: Path, layers: Layers, mnt: Place) -> None:
+    (scratch / "data").mkdir()
+    for engine in ("pyfuse3", "kernel"):
+        assert mount(engine, layers, mnt, "-o", f"datadir+={scratch}/data").status == 0
+        assert listed(mnt.path)["data_lowers"] == [str(scratch / "data")]
+        assert f"    data  {scratch}/data" in run("list").out.splitlines()
+        assert run("umount", mnt.path).status == 0
+
+
 # ---- in a user namespace ----
 
 def test_in_a_user_namespace_the_kernel_mounts_with_userxattr(scratch: Path, layers: Layers, mnt: Place) -> None:
@@ -329,6 +362,10 @@ def test_a_user_without_privileges_is_served_by_auto_and_told_why(scratch: Path,
         assert done.status == 0
         assert done.err.startswith("unionfs: engine pyfuse3: the kernel's overlayfs refuses: ")
         assert ns.mounted_at(mnt.path) == ["fuse.unionfs"]
+        ns.must(*our_program(), "umount", mnt.path, user=1000)
+        single = ["--lower", str(layers.lowers[0]), str(mnt.path)]
+        refused(ns.run(*our_program(), "mount", "--engine=kernel", *single, user=1000), "kernel's overlayfs refuses", "not permitted")
+        assert ns.run(*our_program(), "mount", "--engine=auto", *single, user=1000).status == 0
         ns.must(*our_program(), "umount", mnt.path, user=1000)
 
 

@@ -171,6 +171,21 @@ def test_every_command_works_without_a_word_on_privileges(home: Home) -> None:
     assert home.records == []
 
 
+def test_upper_is_checked_converted_and_compared_as_it_was_mounted(home: Home) -> None:
+    lower, upper, work = home.layers.lowers[0], home.layers.upper, home.layers.work
+    assert upper is not None and work is not None
+    assert home.do("chmod", "-R", "u+rwX", lower, upper).status == 0
+    home.run("mount", *home.words(), home.mnt)
+    assert home.do("sh", "-c", 'cd "$1"; mv dir moved', "sh", home.mnt).status == 0
+    told = home.run("diff", home.mnt)
+    home.run("umount", home.mnt)
+    assert "A /moved" in told.out and "D /dir" in told.out
+    assert home.run("fsck", *home.words()) == Done(0, "", "")
+    assert home.run("diff", upper, "--lower", lower) == told
+    assert home.run("convert", upper, "--lower", lower, "--work", work, "--to", "userxattr") == Done(0, "", "")
+    assert home.run("diff", upper, "--lower", lower) == told
+
+
 def test_what_cannot_be_without_privileges_is_refused_by_name(home: Home) -> None:
     done = home.run("mount", *home.words(), "-o", "redirect_dir=on", home.mnt)
     assert done.status == 2 and "redirect_dir=on" in done.err and "CAP_SYS_ADMIN" in done.err and len(done.lines) == 1

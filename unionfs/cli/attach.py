@@ -18,9 +18,10 @@ from typing import BinaryIO, NoReturn, Protocol, TypeVar
 
 from unionfs import engines, state
 from unionfs.cli.detach import detach
-from unionfs.cli.entry import complain, reason, warn
-from unionfs.errors import InUseError, MountError, UsageError, printable
+from unionfs.cli.entry import complain, warn
+from unionfs.errors import InUseError, MountError, UsageError, printable, reason
 from unionfs.linux import mounts
+from unionfs.linux.overlays import refuse_if_kernel_has
 from unionfs.linux.process import may_use_trusted_xattrs
 from unionfs.options import MountOptions
 
@@ -57,7 +58,7 @@ class Reporter(Protocol):
 
 def mount(request: Request) -> int:
     """Make the mount; in the foreground returns when it is gone, else when it answers. The exit code; raises UnionfsError."""
-    request = replace(request, options=_within_rights(request.options))
+    request = replace(request, options=within_rights(request.options))
     if request.engine == "kernel":
         _mount_by_kernel(request)
         return 0
@@ -86,8 +87,8 @@ def mount(request: Request) -> int:
         raise
 
 
-def _within_rights(options: MountOptions) -> MountOptions:
-    """*options*, with userxattr for who may not use trusted.* attributes. Raises UsageError when they exclude that."""
+def within_rights(options: MountOptions) -> MountOptions:
+    """*options* as a mount takes them: with userxattr for who may not use trusted.* attributes. UsageError when they exclude that."""
     if options.userxattr or may_use_trusted_xattrs():
         return options
     options = replace(options, userxattr=True)
@@ -122,7 +123,7 @@ def _why_not_kernel(request: Request) -> str | None:
 
 def wait_for_upper(options: MountOptions, attempt: Callable[[], T]) -> T:
     """What *attempt* returns. An upper whose holder has lost its mount is about to be free: it is waited for."""
-    state.refuse_if_kernel_has(options.upper, options.work)
+    refuse_if_kernel_has(options.upper, options.work)
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

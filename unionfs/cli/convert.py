@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from unionfs import engines
+from unionfs.cli.attach import within_rights
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.layers import layer_options, read_layers
 from unionfs.errors import UsageError
@@ -34,7 +35,7 @@ def convert(upper: bytes, lower: tuple[bytes, ...], work: bytes | None, texts: t
 
     What the target cannot have is refused before anything is changed: for fuse-overlayfs and oci a name that starts with .wh., for example.
     """
-    given = read_layers(texts, lower, None, work)
+    given = within_rights(read_layers(texts, lower, None, work))
     engines.check_served(given)
     if given.upper is not None:
         raise UsageError("name the upper directory as UPPER, not in -o")

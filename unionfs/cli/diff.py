@@ -13,6 +13,7 @@ from unionfs.cli.entry import say, warn
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.errors import LayerError, MountError, printable
 from unionfs.linux import mounts
+from unionfs.linux.process import may_use_trusted_xattrs
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class _Layers:
 @click.command(context_settings=CONTEXT)
 @click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A layer to compare with, topmost first. May be repeated.")
 @click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of an UPPER that was mounted with index=on.")
-@click.option("--userxattr", is_flag=True, help="UPPER was written by a mount with that option.")
+@click.option("--userxattr", is_flag=True, help="UPPER was written by a mount with that option (implied as there).")
 @click.option("--whfiles", is_flag=True, help="Layers hold .wh. files as whiteouts.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.argument("where", type=as_bytes, metavar="MNT|UPPER")
@@ -44,7 +45,8 @@ def diff(where: bytes, lower: tuple[bytes, ...], work: bytes | None, userxattr: 
 
     layers = _of_mount(where) or _of_directory(where, bool(lower))
     work = work or layers.work
-    features = Features(userxattr=userxattr or layers.userxattr, whfiles=whfiles or layers.whfiles, index=work is not None)
+    userxattr = userxattr or layers.userxattr or not may_use_trusted_xattrs()
+    features = Features(userxattr=userxattr, whfiles=whfiles or layers.whfiles, index=work is not None)
     found = changes(layers.upper, lower or layers.lowers, features, work=work)
     if as_json:
         say(json.dumps([{"kind": change.kind.value, "path": change.path.decode("utf-8", "surrogateescape")} for change in found]))

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unionfs.errors import UnionfsError, UsageError, printable
+from unionfs.errors import UnionfsError, UsageError, reason
 
 #: The commands of ``unionfs``: where each is defined. Imported by name when called, so that none pays for another.
 COMMANDS = {
@@ -105,17 +105,6 @@ def tell(exc: BaseException) -> int:
         traceback.print_exception(exc)
     complain(reason(exc))
     return exc.exit_code if isinstance(exc, UnionfsError) else 1
-
-
-def reason(exc: BaseException) -> str:
-    """What went wrong, in one line."""
-    if isinstance(exc, UnionfsError):
-        return str(exc)
-    if isinstance(exc, OSError) and exc.strerror:
-        name = exc.filename
-        shown = printable(os.fsencode(name)) if isinstance(name, bytes | str) else name
-        return exc.strerror if name is None else f"{shown}: {exc.strerror}"
-    return f"{type(exc).__name__}: {exc}"
 
 
 def complain(line: str) -> None:

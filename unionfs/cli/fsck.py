@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from unionfs import engines
-from unionfs.cli.entry import reason, say, usage_line
+from unionfs.cli.attach import within_rights
+from unionfs.cli.entry import say, usage_line
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.layers import layer_options, read_layers
-from unionfs.errors import UnionfsError, UsageError, printable
+from unionfs.errors import UnionfsError, UsageError, printable, reason
 from unionfs.options import MountOptions
 
 # The exit codes of fsck(8).
@@ -65,7 +66,7 @@ def fsck(
     --repair nothing may be mounted on the upper; what might lose data is never done, only told.
     """
     try:
-        given = read_layers(texts, lower, upper, work)
+        given = within_rights(read_layers(texts, lower, upper, work))
         engines.check_served(given)
         if given.upper is None or given.work is None or not given.lowers:
             raise UsageError("name lower, upper and work directory (see unionfs fsck --help)")

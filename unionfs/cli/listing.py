@@ -52,3 +52,5 @@ def _lines(mount: state.Mount) -> Iterator[str]:
         yield f"    work  {printable(record.work)}"
     for lower in record.lowers:
         yield f"    lower {printable(lower)}"
+    for lower in record.data_lowers:
+        yield f"    data  {printable(lower)}"

@@ -110,6 +110,7 @@ def _describe(request: Request, stack: Stack) -> state.Record:
         options=",".join(words),
         started=time.time(),
         claims=claims(options),
+        data_lowers=tuple(os.path.realpath(path) for path in options.data_lowers),
     )
 
 

@@ -19,6 +19,7 @@ from functools import partial
 
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, xattrs
+from unionfs.linux.overlays import refuse_if_kernel_has
 from unionfs.linux.process import may_follow_handles
 from unionfs.overlay.copy_up import decode_origin, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
@@ -26,7 +27,7 @@ from unionfs.overlay.index_dir import origin_of, read_nlink
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import hold
-from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, open_for_reading, refuse_if_kernel_has, walk
+from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, open_for_reading, walk
 from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import (
     CONVERSION,

@@ -22,13 +22,14 @@ from enum import Enum
 
 from unionfs.errors import LayerError, printable
 from unionfs.linux import files, xattrs
+from unionfs.linux.overlays import refuse_if_kernel_has
 from unionfs.overlay.copy_up import Work, empty_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import LayerEntry, Node
 from unionfs.overlay.redirect import below
 from unionfs.overlay.stack import Stack, open_stack
-from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, refuse_if_kernel_has, walk
+from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, walk
 from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.whiteout import (
     CONVERSION,

@@ -180,6 +180,17 @@ def refuse_half_converted(upper_fd: int, path: bytes) -> None:
             raise LayerError(f"upper directory {printable(path)}: its conversion was interrupted and has to be finished (unionfs convert)")
 
 
+def refuse_incompatible(work_fd: int, path: bytes) -> None:
+    """LayerError when a mark in this work directory, as that of a volatile mount, forbids every later mount (ovl_workdir_cleanup)."""
+    incompat = _incompatible(work_fd)
+    if incompat is not None:
+        where = os.path.join(path, b"work/incompat", incompat)
+        raise LayerError(
+            f"work directory {printable(path)} was left by a mount that cannot be continued;"
+            f" if the upper may be used all the same, delete {printable(where)}"
+        )
+
+
 def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> Stack:
     held: list[int] = []
     try:
@@ -187,6 +198,7 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> 
         for fd, what, path in ((upper_fd, "upper", upper), (work_fd, "work", work)):
             held.append(lock(fd, what, path))
         locks = tuple(held[-2:])
+        _refuse_lowers_within((*stack.lowers, *stack.data), upper, work)
         if not converting:
             refuse_half_converted(upper_fd, upper)
         if os.fstatvfs(upper_fd).f_flag & os.ST_RDONLY:
@@ -217,6 +229,19 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> 
     built = Work(work_dir, ownership, whiteout_files=whiteout_files, whiteout_marks=marks)
     stack = replace(stack, upper=layer, work=built, index=index, locks=locks)
     return _with_whiteout_files(stack) if whiteout_files else stack
+
+
+def _refuse_lowers_within(lowers: tuple[Layer, ...], upper: bytes, work: bytes) -> None:
+    """LayerError for a lower that is, or lies in, upper or work: changes of the mount would change it (ELOOP in ovl_check_layer).
+
+    Upper in a lower is another matter: ``--lower /`` has it, and finds it empty there.
+    """
+    for what, outer in (("upper", upper), ("work", work)):
+        top = os.path.realpath(outer)
+        for lower in lowers:
+            if os.path.commonpath([top, os.path.realpath(lower.where)]) == top:
+                relation = f"is, or lies in, the {what} directory {printable(outer)}"
+                raise LayerError(f"lower directory {printable(lower.where)} {relation}: it would change")
 
 
 def _with_whiteout_files(stack: Stack) -> Stack:
@@ -299,13 +324,7 @@ def _prepare_work(work_fd: int, path: bytes, names: XattrNames) -> int:
     except FileExistsError:
         if not stat.S_ISDIR(os.stat(b"work", dir_fd=work_fd, follow_symlinks=False).st_mode):
             raise LayerError(f"{printable(os.path.join(path, b'work'))} is no directory: it is in the way of the mount's own") from None
-        incompat = _incompatible(work_fd)
-        if incompat is not None:
-            where = os.path.join(path, b"work/incompat", incompat)
-            raise LayerError(
-                f"work directory {printable(path)} was left by a mount that cannot be continued;"
-                f" if the upper may be used all the same, delete {printable(where)}"
-            ) from None
+        refuse_incompatible(work_fd, path)
         empty_tree(work_fd, b"work")
     fd = os.open(b"work", _DIRECTORY | os.O_NOFOLLOW, dir_fd=work_fd)
     itself = files.path_at(fd, b"")

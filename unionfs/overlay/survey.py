@@ -11,8 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from unionfs.errors import InUseError, printable
-from unionfs.linux import files, mounts, xattrs
+from unionfs.linux import files, xattrs
 from unionfs.overlay.features import Features
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.stack import Stack, open_stack
@@ -116,15 +115,3 @@ def open_for_reading(upper: bytes, lowers: Sequence[bytes], features: Features, 
     for layer in (*stack.lowers[1:], *stack.data):
         layer.traps = frozenset({(top.st_dev, top.st_ino)})
     return stack
-
-
-def refuse_if_kernel_has(*directories: bytes) -> None:
-    """InUseError when a kernel overlayfs has one of *directories* as its upper or work, as far as we see mounts: it takes no lock."""
-    wanted = {os.path.realpath(path): path for path in directories}
-    for info in mounts.mountinfo():
-        if info.fstype != "overlay":
-            continue
-        for key in ("upperdir", "workdir"):
-            path = wanted.get(mounts.super_option(info, key) or b"")
-            if path is not None:
-                raise InUseError(f"directory {printable(path)} is in use by another mount: the kernel's at {printable(info.target)}")

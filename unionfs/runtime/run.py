@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from unionfs.errors import UnionfsError
+from unionfs.errors import UnionfsError, reason
 from unionfs.linux import namespaces, process
 from unionfs.runtime import container, messages, scratch, server
 from unionfs.runtime.messages import Channel, Message
@@ -96,7 +96,7 @@ def execute(plan: Plan, start_log: Callable[[], None], tell: Callable[[str], Non
         served.channel.send("container", fds=(contained.pidfd,))
         return _Supervisor(served, contained, signals, tell).loop()
     except OSError as exc:
-        raise RunError(str(exc)) from exc
+        raise RunError(reason(exc)) from exc
     finally:
         _end(contained, served, plan)
 
@@ -119,7 +119,7 @@ def _fork(main: Callable[[Channel], int]) -> _Child:
             own_code = exc.exit_code if isinstance(exc, container.CommandError) else SETUP_FAILED
             theirs.send("failed", own_code, str(exc))
         except BaseException as exc:
-            theirs.send("failed", SETUP_FAILED, str(exc) if isinstance(exc, OSError) else repr(exc))
+            theirs.send("failed", SETUP_FAILED, reason(exc))
         finally:
             os._exit(code)
     theirs.close()
@@ -145,7 +145,8 @@ def _clean_up_for_server(served: _Child, plan: Plan) -> None:
     for step in plan.server:
         match step:
             case MakeScratch(directory, _):
-                scratch.remove_tree(directory)
+                with contextlib.suppress(PermissionError):  # in a user namespace the directory it would be in may be closed to us
+                    scratch.remove_tree(directory)
             case Serve(work=work, remove_work=True) if served.mounted:
                 scratch.remove_unused(work)
 

@@ -75,11 +75,12 @@ def _remove_if_empty(directory: bytes) -> None:
 
 
 def _serve(step: Serve, channel: Channel) -> None:
-    from unionfs import engines, state
+    from unionfs import engines
+    from unionfs.linux.overlays import refuse_if_kernel_has
     from unionfs.overlay.stack import open_stack
 
     options = MountOptions(lowers=step.lowers, upper=step.upper, work=step.work, fsync="volatile" if step.volatile else "auto")
-    state.refuse_if_kernel_has(step.upper, step.work)
+    refuse_if_kernel_has(step.upper, step.work)
     try:
         if step.engine == "pyfuse3" or not _mount_by_kernel(options, step.engine, channel):
             stack = open_stack(step.lowers, step.upper, step.work, engines.features(options))

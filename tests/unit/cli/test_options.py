@@ -195,6 +195,20 @@ def test_a_mapping_that_is_none_is_named_with_what_is_wrong_with_it(text: bytes,
         parse([text])
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        (b"fsync=maybe", "auto, strict, volatile, 0 or 1"),
+        (b"writeback=maybe", "0 or 1"),
+        (b"lowers=maybe", "static or live"),
+        (b"xattr_permissions=maybe", "0, 1 or 2"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_all_right_ones(text: bytes, values: str) -> None:
+    with pytest.raises(UsageError, match=f"^option {text.decode()}: the value must be {values}$"):
+        parse([text])
+
+
 @pytest.mark.parametrize("text", [b"nonsense", b"nonsense=1", b"volatile=1", b"ro=0", b"\xff\xff", b"=x"])
 def test_what_nobody_has_heard_of_is_handed_back_as_written(text: bytes) -> None:
     assert parse([b"ro," + text]).unknown == (text,)

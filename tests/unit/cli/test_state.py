@@ -18,7 +18,10 @@ from unionfs.linux import mounts
 from unionfs.linux.mounts import MountInfo
 from unionfs.state import Record, Registration
 
-RECORD = Record("0:77", os.getpid(), b"/mnt/\xff\n", (b"/top", b"/base\xfe"), b"/upper", b"/work", "rw", 12.5, ((1, 2), (1, 3)))
+RECORD = Record(
+    "0:77", os.getpid(), b"/mnt/\xff\n", (b"/top", b"/base\xfe"), b"/upper", b"/work", "rw", 12.5, ((1, 2), (1, 3)),
+    data_lowers=(b"/data\xfd",),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -57,6 +60,26 @@ def dead_server(registry: Path, record: Record) -> None:
         registration.publish(record)
 
     in_child(publish)
+
+
+@pytest.mark.parametrize(
+    ("uid", "uid_map", "outside"),
+    [
+        (0, "         0          0 4294967295\n", 0),
+        (1000, "         0          0 4294967295\n", 1000),
+        (0, "         0       1000          1\n", 1000),
+        (5, "         0       1000          1\n         1     100000      65536\n", 100004),
+        (65534, "", 65534),
+    ],
+)
+def test_users_of_namespaces_are_told_apart_by_who_they_are_outside(uid: int, uid_map: str, outside: int) -> None:
+    assert state.uid_outside(uid, uid_map) == outside
+
+
+def test_the_registry_of_an_ordinary_user_bears_his_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    assert state.directories() == [b"/run/user/1234/unionfs", b"/tmp/unionfs-1234"]
 
 
 def test_what_a_server_publishes_is_found_whatever_bytes_its_paths_hold(server: Registration) -> None:

@@ -98,6 +98,18 @@ def test_a_name_that_only_begins_alike_is_no_nesting(world: World) -> None:
     open_stack([b(world.lowers[0])], b(world.upper), b(world.root / "upper-work"), Features(userxattr=USERXATTR)).close()
 
 
+@pytest.mark.parametrize("lower", ["upper", "upper/sub", "work", "link"])
+def test_a_lower_that_the_mount_would_change_is_refused(world: World, lower: str) -> None:
+    (world.upper / "sub").mkdir()
+    (world.root / "link").symlink_to(world.upper / "sub")
+    text = refused([b(world.lowers[0]), b(world.root / lower)], b(world.upper), b(world.work))
+    assert text.startswith(f"lower directory {world.root / lower} is, or lies in, the {'work' if lower == 'work' else 'upper'} directory ")
+
+
+def test_upper_and_work_may_lie_in_a_lower(world: World) -> None:
+    open_stack([b(world.root)], b(world.upper), b(world.work), Features(userxattr=USERXATTR)).close()
+
+
 def test_work_on_another_filesystem_is_refused(world: World, tmpfs: Callable[..., Path]) -> None:
     assert "not under the same mount" in refused([b(world.lowers[0])], b(world.upper), b(tmpfs("other")))
 
