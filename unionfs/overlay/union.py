@@ -599,7 +599,10 @@ class Union:
                 tree.work.discard(at)
             raise
         entry = self._enter(directory, name, stat.S_IFMT(mode))
-        node, st = tree.made(directory, name, entry)
+        try:
+            node, st = tree.made(directory, name, entry)
+        except PermissionError as exc:  # the verb must not be done again: the object is there
+            node, st = tree.lender.retry(exc, partial(tree.made, directory, name, entry), [directory], lambda: ())
         node.lookups += 1
         return self._shown(node, st)
 

@@ -187,6 +187,18 @@ def _deleted(limit: int | None) -> Scenario:
     return scenario
 
 
+def _make_where_nobody_enters(view: View, d: bytes) -> None:
+    """Over a whiteout the new object comes from work: it is looked at in a directory that has been shut again."""
+    for name in (b"/sub", b"/empty"):
+        if name == b"/sub":
+            view.unlink(d + b"/sub/inner")
+        view.rmdir(d + name)
+    view.chmod(d, 0o600)
+    view.make_file(d + b"/sub", b"new\n", 0o700, OWNER)
+    view.mkdir(d + b"/empty", 0o500, OWNER)
+    view.chmod(d, 0o555)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "make a file": in_shut_directories(lambda view, d: make(view, d + b"/new")),
     "make a directory": in_shut_directories(lambda view, d: view.mkdir(d + b"/new", 0o555, OWNER)),
@@ -197,6 +209,7 @@ SCENARIOS: dict[str, Scenario] = {
     "remove a file": in_shut_directories(lambda view, d: view.unlink(d + b"/sub/inner")),
     "remove what is there twice": _remove_twofold,
     "remove and make anew": in_shut_directories(_recreate),
+    "make in a directory nobody enters": in_shut_directories(_make_where_nobody_enters),
     "copy up a file": in_shut_directories(lambda view, d: view.write(d + b"/sub/inner", b"I")),
     "copy up a directory": in_shut_directories(lambda view, d: view.chmod(d + b"/sub", 0o500)),
     "move a file": in_shut_directories(lambda view, d: view.rename(d + b"/sub/inner", d + b"/new")),
