@@ -340,6 +340,8 @@ class DataDraft:
             path = files.path_at(self.target, b"")
             before = os.fstat(self.target)
             capability = xattrs.find(path, _CAPABILITY)
+            # a metacopy is a hole; what a broken one has of its own would show behind the end of shorter data
+            os.ftruncate(self.target, min(before.st_size, os.fstat(self.source).st_size))
             files.copy_data(self.source, self.target, self.size)
             if capability is not None:
                 xattrs.put(path, _CAPABILITY, capability)

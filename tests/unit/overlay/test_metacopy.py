@@ -141,6 +141,16 @@ def test_a_metacopy_of_a_metacopy_finds_the_data_at_the_bottom(world: World, vie
     assert (world.upper / "moved").read_bytes() == b"x" + BIG[1:5000]
 
 
+def test_what_a_broken_metacopy_has_of_its_own_is_not_left_behind_its_data(world: World) -> None:
+    put(world.lowers[1] / "short", b"short")
+    put(world.upper / "short", b"longer than that")
+    mark(world.upper / "short", "metacopy", b"")
+    view = world.open(metacopy=True)
+    assert view.read(b"short") == b"short"
+    view.write(b"short", b"S", 0)
+    assert (world.upper / "short").read_bytes() == b"Short" + bytes(11)
+
+
 @pytest.mark.parametrize("value", [b"", b"\0\4\0\0", b"\1\4\0\0", b"\0\5\0\0", b"\0" * 40])
 def test_what_a_mark_says_besides_is_not_looked_at(world: World, value: bytes) -> None:
     """Nor by the kernel, but for verity (measured)."""
