@@ -117,7 +117,8 @@ class HardLinks:
         entry = entry_name(origin)
         if entry not in self._index.entries:
             return None
-        found = self._index.stat(entry)
+        assert self._upper is not None
+        found = self._upper.ownership.read(self._index.stat(entry), files.path_at(self._index.fd, entry))
         if is_whiteout_device(found) or stat.S_IFMT(found.st_mode) != stat.S_IFMT(st.st_mode):
             raise OSError(errno.EIO, os.strerror(errno.EIO), entry)
         return found

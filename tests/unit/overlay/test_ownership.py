@@ -314,21 +314,25 @@ def kept_lower(world: World) -> None:
         os.link(lower / name, lower / f"{name}2")
 
 
+@pytest.mark.parametrize("index", [False, True])
 @pytest.mark.parametrize("attribute", [None, CONTAINERS_STAT, PRIVILEGED_STAT])
-def test_metacopies_and_lower_links_keep_what_attributes_say(world: World, attribute: bytes | None) -> None:
+def test_metacopies_and_lower_links_keep_what_attributes_say(world: World, attribute: bytes | None, index: bool) -> None:
     kept_lower(world)
-    view = world.open(stat_attribute=attribute, metacopy=True)
+    view = world.open(stat_attribute=attribute, metacopy=True, index=index)
     for name in (b"file", b"device"):
         view.change(name, Change(gid=9))
+    changed = ("-rwxr-x---", 3, 9), ("crw-r-----", 5, 9)
+    other = changed if index else (("-rwsr-x---", 3, 4), ("crw-r-----", 5, 6))  # the other name is the same file, or not
     for _ in range(2):
-        assert (shown(view, b"file"), shown(view, b"device")) == (("-rwxr-x---", 3, 9), ("crw-r-----", 5, 9))
+        assert (shown(view, b"file"), shown(view, b"device")) == changed
         assert view.stat(b"device").st_rdev == os.makedev(1, 3)
         assert view.read(b"file") == b"data"
-        assert (shown(view, b"file2"), shown(view, b"device2")) == (("-rwsr-x---", 3, 4), ("crw-r-----", 5, 6))
+        assert (shown(view, b"file2"), shown(view, b"device2")) == other
         world.close(view)
-        view = world.open(stat_attribute=attribute, metacopy=True)
+        view = world.open(stat_attribute=attribute, metacopy=True, index=index)
     view.write(b"file", b"DATA")
     assert (view.read(b"file"), shown(view, b"file")) == (b"DATA", ("-rwxr-x---", 3, 9))
+    assert view.read(b"file2") == (b"DATA" if index else b"data")
 
 
 def test_the_root_of_an_upper_gets_the_attribute_that_says_what_it_is(world: World) -> None:
