@@ -67,7 +67,7 @@ def _checked(
     if target is not None:
         _check_kinds(source, new, target)
     node = _movable(tree, old_dir, old, source)
-    if target is not None and tree.hard_links is not None:
+    if target is not None and (tree.hard_links is not None or source.source is target.source is tree.upper):
         tree.resolve(new_dir, new, target)  # may be of one file with node
     if target is not None and target.node is not node:
         _check_empty(tree, new_dir, new, target)

@@ -496,3 +496,12 @@ def test_a_read_only_union_renames_nothing(world: World, view: View) -> None:
     assert attempt(lambda: rename(reading.union.tree, root, b"dir", root, b"new", 0)) in (errno.EROFS, errno.EXDEV)
     assert attempt(lambda: reading.rename(b"dir/file", b"new")) == errno.EROFS
     assert stat.S_ISDIR(reading.stat(b"dir").st_mode)
+
+
+def test_a_rename_onto_another_name_that_nobody_has_looked_up_changes_nothing(view: View) -> None:
+    view.make_file(b"one", b"data")
+    view.link(b"one", b"two")
+    view.forget()
+    view.rename(b"one", b"two")
+    assert (view.read(b"one"), view.read(b"two")) == (b"data", b"data")
+    assert {b"one", b"two"} <= set(view.names(b""))
