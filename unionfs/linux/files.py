@@ -34,6 +34,9 @@ _FICLONE = 0x40049409
 _FS_IOC_GETFSUUID = 0x80111500
 _EXT4_IOC_GETFSUUID = 0x8008662C
 
+_FALLOC_KEEP_SIZE = 1
+_FALLOC_PUNCH_HOLE = 2
+
 _COPY_CHUNK = 1 << 30
 _BUFFER = 1 << 20
 
@@ -145,6 +148,12 @@ def clone(source: int, target: int) -> bool:
             return False
         raise
     return True
+
+
+def punch_hole(fd: int, size: int) -> None:
+    """Give the space of the first *size* bytes back; the file keeps its length, and reads as zeros there."""
+    mode = ctypes.c_int(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE)
+    _l.checked(_l.libc.fallocate(fd, mode, ctypes.c_int64(0), ctypes.c_int64(size)))
 
 
 def copy_data(source: int, target: int, size: int) -> None:

@@ -12,8 +12,9 @@ import os
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
@@ -318,7 +319,7 @@ class Draft:
         files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 
 
-@dataclass
+@dataclass(eq=False)
 class DataDraft:
     """The data of a metacopy in upper on their way up; the mark goes last, so that until then the lower ones count.
 
@@ -330,28 +331,55 @@ class DataDraft:
     size: int
     names: XattrNames
     sync: bool
+    #: Nothing will be written any more.
+    over: bool = False
+    _failure: BaseException | None = None
+    _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def discard(self) -> None:
         """What was copied stays as good as it was."""
 
     def build(self) -> None:
-        """Copy, and put back what writing disturbs: the times, and capabilities (the caller may not mean to change a thing)."""
+        """Copy. Whoever calls it again, or meanwhile, gets what became of the first."""
+        with self._busy:
+            if not self.over:
+                try:
+                    self._build()
+                except BaseException as exc:
+                    self._failure = exc
+                finally:
+                    self.over = True
+                    os.close(self.source)
+                    os.close(self.target)
+            if self._failure is not None:
+                raise self._failure
+
+    def _build(self) -> None:
+        """Also put back what writing disturbs: the times, and capabilities (the caller may not mean to change a thing)."""
+        path = files.path_at(self.target, b"")
+        before = os.fstat(self.target)
+        capability = xattrs.find(path, _CAPABILITY)
         try:
-            path = files.path_at(self.target, b"")
-            before = os.fstat(self.target)
-            capability = xattrs.find(path, _CAPABILITY)
             # a metacopy is a hole; what a broken one has of its own would show behind the end of shorter data
             os.ftruncate(self.target, min(before.st_size, os.fstat(self.source).st_size))
             files.copy_data(self.source, self.target, self.size)
-            if capability is not None:
-                xattrs.put(path, _CAPABILITY, capability)
-            files.utimens(path, before.st_atime_ns, before.st_mtime_ns)
+            self._restore(path, before, capability)
             if self.sync:
                 os.fsync(self.target)
             xattrs.drop(path, self.names.metacopy)
-        finally:
-            os.close(self.source)
-            os.close(self.target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.target, before.st_size)  # as it may have been cut
+                files.punch_hole(self.target, before.st_size)
+            with contextlib.suppress(OSError):
+                self._restore(path, before, capability)
+            raise
+
+    @staticmethod
+    def _restore(path: bytes, before: os.stat_result, capability: bytes | None) -> None:
+        if capability is not None:
+            xattrs.put(path, _CAPABILITY, capability)
+        files.utimens(path, before.st_atime_ns, before.st_mtime_ns)
 
 
 def copy_xattrs(

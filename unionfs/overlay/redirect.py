@@ -104,7 +104,6 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
     for parent, name, entry, child in below(tree, node):
         tree.bring_name_up(child, parent, name, entry)
         tree.bring_up(child)
-        entry.below, entry.more = False, ()
         if child.directory is not None:
             tree.allowed(partial(_shut, tree, child), child)
     tree.allowed(partial(_shut, tree, node), node)
@@ -137,6 +136,8 @@ def _shut(tree: Tree, node: Node) -> None:
     if not node.directory.lowers:
         return
     xattrs.put(tree.place(node), tree.stack.names.opaque, OPAQUE)
+    for entry in tree.index(node).entries.values():  # not before: until then a removed one needs a whiteout
+        entry.below, entry.more = False, ()
+    tree.forget_lowers(node)
     with files.kept_times(tree.upper_fd(node)):
         tree.drop_whiteouts(node)
-    tree.forget_lowers(node)

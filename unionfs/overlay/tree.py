@@ -57,6 +57,8 @@ class Tree:
         self._data: dict[int, Data] = {}
         #: Directories whose time of last change copying up has moved on, which whoever remembers attributes has to learn.
         self.restamped: set[Node] = set()
+        #: Those whose data are on their way up, in a thread or about to be.
+        self._filling: dict[Node, DataDraft] = {}
         self._orphan_fds = 0
         self._orphan_limit = share
         #: Told of every directory that is read, when the lowers may change.
@@ -702,6 +704,7 @@ class Tree:
         """Give back all that the removed nodes *dead* held."""
         for node in dead:
             self._data.pop(node.ino, None)
+            self._filling.pop(node, None)
             self.forget_descriptors(node)
             self._drop_orphan(node)
             self._unwatch(node)
@@ -783,6 +786,13 @@ class Tree:
         return draft
 
     def _data_draft(self, node: Node, size: int | None) -> DataDraft:
+        """One at a time: a second would write the old data over what was written since the first was published."""
+        draft = self._filling.get(node)
+        if draft is None or draft.over:
+            draft = self._filling[node] = self._new_data_draft(node, size)
+        return draft
+
+    def _new_data_draft(self, node: Node, size: int | None) -> DataDraft:
         whole = self.stat(node).st_size
         source = self._open_file(node, os.O_RDONLY)
         try:
@@ -819,8 +829,10 @@ class Tree:
         """
         upper = self.upper
         if isinstance(draft, DataDraft):
-            self._data.pop(node.ino, None)
-            self._files.drop((node.ino, False))
+            if self._filling.get(node) is draft:
+                del self._filling[node]
+                self._data.pop(node.ino, None)
+                self._files.drop((node.ino, False))
             return
         if node.layer is upper:  # somebody was faster
             draft.discard()
@@ -853,6 +865,8 @@ class Tree:
         known = self._data.get(node.ino)
         if known is not None:
             return known
+        if node.orphan is not None and node.orphan.path is not None:  # it lost its name while the copy was built
+            return Data(node.layer, node.orphan.path)
         assert node.parent is not None
         above = self.directory_path(node.parent, node.layer)
         return Data(node.layer, above + b"/" + node.name if above else node.name)

@@ -207,6 +207,57 @@ def test_a_kill_while_the_data_come_up_loses_nothing(world: World, view: View, m
     assert world.open(metacopy=True).read(b"big") == BIG
 
 
+@pytest.mark.parametrize("size", [None, 5000])
+def test_data_that_do_not_fit_leave_the_metacopy_as_it_was(
+        world: World, view: View, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    view.chmod(b"big", 0o600)
+    before, blocks = view.stat(b"big"), (world.upper / "big").stat().st_blocks
+
+    def full(source: int, target: int, size: int) -> None:
+        os.ftruncate(target, size)
+        os.pwrite(target, BIG[:100_000], 0)
+        os.fsync(target)
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(files, "copy_data", full)
+        view.change(b"big", Change(size=size)) if size is not None else view.write(b"big", b"x")
+    after = view.stat(b"big")
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns) and view.read(b"big") == BIG
+    assert (world.upper / "big").stat().st_blocks == blocks, "the space is given back"
+    view.write(b"big", b"x")
+    assert view.read(b"big") == b"x" + BIG[1:]
+
+
+def test_data_that_two_verbs_bring_up_are_brought_up_once(world: World) -> None:
+    """The first in a thread, the second a rename, as the path is too long for a redirect."""
+    deep = b"d" * 200 + b"/" + b"e" * 200
+    put(world.lowers[1] / os.fsdecode(deep) / "file", BIG)
+    view = world.open(metacopy=True)
+    view.chmod(deep + b"/file", 0o600)
+    ino = view.ino(deep + b"/file")
+    draft = view.union.begin_copy_up(ino)
+    assert draft is not None
+    view.rename(deep + b"/file", deep + b"/moved")
+    view.write(deep + b"/moved", b"new")
+    draft.build()
+    view.union.publish(ino, draft)
+    assert view.read(deep + b"/moved") == b"new" + BIG[3:]
+
+
+def test_a_file_unlinked_while_its_metacopy_is_made_keeps_its_data(view: View) -> None:
+    ino = view.ino(b"big")
+    draft = view.union.begin_copy_up(ino, data=False)
+    assert draft is not None
+    view.unlink(b"big")
+    draft.build()
+    view.union.publish(ino, draft)
+    view.union.setattr(ino, Change(mode=0o600))
+    assert view.union.read(ino, 0, 1 << 20) == BIG
+    view.union.write(ino, 0, b"x")
+    assert view.union.read(ino, 0, 1 << 20) == b"x" + BIG[1:]
+
+
 def test_syncing_a_metacopy_gives_a_descriptor_and_keeps_the_data_below(view: View) -> None:
     view.chmod(b"big", 0o600)
     assert view.union.sync_fd(view.ino(b"big")) is None  # this world is volatile

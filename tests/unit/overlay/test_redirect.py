@@ -13,6 +13,7 @@ from tests.support.mounts import Layers, Mounts
 from tests.support.tree import difference, snapshot
 from tests.unit.overlay.world import World, mark, marked, put, whiteout
 from unionfs.linux import files
+from unionfs.overlay.copy_up import Draft
 from unionfs.overlay.features import Redirect
 
 EXCHANGE = files.RENAME_EXCHANGE
@@ -149,6 +150,38 @@ def test_exchanged_directories_keep_their_lower_parts(world: World) -> None:
     assert (view.snapshot(b"b"), view.snapshot(b"a")) == (one, other)
     view = world.reopen(view)
     assert (view.snapshot(b"b"), view.snapshot(b"a")) == (one, other)
+
+
+def test_two_directories_are_exchanged_that_are_in_no_upper_yet(world: World) -> None:
+    view = world.open(redirect=Redirect.ON)
+    one, other = view.snapshot(b"a/sub"), view.snapshot(b"b")
+    view.rename(b"b", b"a/sub", EXCHANGE)
+    assert (view.snapshot(b"b"), view.snapshot(b"a/sub")) == (one, other)
+    view = world.reopen(view)
+    assert (view.snapshot(b"b"), view.snapshot(b"a/sub")) == (one, other)
+
+
+def test_what_is_removed_after_a_directory_could_not_be_copied_up_whole_does_not_come_back(
+        world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = world.open(userxattr=True, copy_limit=1 << 20)
+    names = view.names(b"a")
+    copied: list[bytes] = []
+
+    def until_full(draft: Draft) -> None:
+        if len(copied) == 3:
+            raise OSError(errno.ENOSPC, "full")
+        copied.append(draft.name)
+        build(draft)
+
+    build = Draft.build
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(Draft, "build", until_full)
+        view.rename(b"a", b"z")
+    assert view.names(b"a") == names
+    gone = next(name for name in copied if name in names and name != b"sub")
+    view.unlink(b"a/" + gone)
+    world.close(view)
+    assert gone not in world.open(userxattr=True).names(b"a")
 
 
 def test_without_redirects_a_directory_is_copied_up_whole_up_to_the_limit(world: World) -> None:
