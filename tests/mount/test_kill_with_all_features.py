@@ -40,8 +40,8 @@ def body(number: int, size: int) -> bytes:
     return (b"%d. " % number * (size // 3 + 1))[:size]
 
 
-def fill(lowers: tuple[Path, ...], rng: random.Random) -> None:
-    """Random directories and files in each, with hard links; what is in both merges or hides."""
+def fill(lowers: tuple[Path, ...], rng: random.Random, *, links: bool = True) -> None:
+    """Random directories and files in each, with hard links if asked; what is in both merges or hides."""
     number = 0
     for lower in lowers:
         made: list[Path] = []
@@ -51,7 +51,7 @@ def fill(lowers: tuple[Path, ...], rng: random.Random) -> None:
                 for name in rng.sample(["f", "g", "h", "i"], 3):
                     number += 1
                     path = lower / top / middle / name
-                    if made and rng.randrange(4) == 0:
+                    if links and made and rng.randrange(4) == 0:
                         os.link(rng.choice(made), path)
                     else:
                         path.write_bytes(body(number, rng.choice(SIZES)))
