@@ -14,7 +14,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,21 @@ SEED = int(os.environ.get("UNIONFS_SEED", "1"))
 SECONDS_EACH = 4
 
 OPTIONS = "redirect_dir=on,metacopy=on,index=on,xino=off"
-FEATURES = Features(index=True, metacopy=True)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the layers are mounted by us and by the kernel, and checked. Only with an index are hard links of lowers what a directory has."""
+
+    ours: str
+    kernel: str
+    features: Features
+
+
+WAYS = {
+    "all": Way(OPTIONS, OPTIONS, Features(index=True, metacopy=True)),
+    "userxattr": Way("userxattr,rename_copy_limit=1g", "userxattr,xino=off", Features(userxattr=True, copy_limit=1 << 30)),
+}
 OLD = 1_000_000_000 * 10**9
 #: Some take long enough to copy for a kill to hit.
 SIZES = (0, 100, 5_000, 200_000, 3_000_000)
@@ -196,25 +210,27 @@ def work_until_killed(mount: Mount, mirror: Path, steps: Iterator[tuple[str, Ste
     return None
 
 
-def complaints(layers: Layers) -> list[str]:
+def complaints(layers: Layers, features: Features) -> list[str]:
     """What the check finds and no next mount would make right by itself."""
     assert layers.upper is not None and layers.work is not None
     lowers = [os.fsencode(lower) for lower in layers.lowers]
-    found = check(os.fsencode(layers.upper), lowers, os.fsencode(layers.work), FEATURES)
+    found = check(os.fsencode(layers.upper), lowers, os.fsencode(layers.work), features)
     return [f"{finding.path!r}: {finding.text}" for finding in found
             if not (finding.harmless or finding.repairable)]
 
 
 @pytest.mark.timeout(60 + KILLS * SECONDS_EACH)
-def test_a_killed_server_leaves_every_change_done_or_not_begun(mounts: Mounts, scratch: Path) -> None:
+@pytest.mark.parametrize(("way", "kills"), [("all", KILLS), ("userxattr", KILLS // 3)])
+def test_a_killed_server_leaves_every_change_done_or_not_begun(mounts: Mounts, scratch: Path, way: str, kills: int) -> None:
+    how = WAYS[way]
     rng = random.Random(SEED)
     lowers = (scratch / "top", scratch / "bottom")
     for name in ("top", "bottom", "upper", "work"):
         (scratch / name).mkdir(mode=0o755)
-    fill(lowers, rng)
+    fill(lowers, rng, links=how.features.index)
     layers = Layers(lowers, scratch / "upper", scratch / "work")
     before = [tree.fingerprint(lower) for lower in lowers]
-    first = mounts.kernel(layers, options=OPTIONS)
+    first = mounts.kernel(layers, options=how.kernel)
     mirror = scratch / "mirror"
     subprocess.run(["cp", "-a", str(first.target), str(mirror)], check=True, timeout=60)
     assert first.unmount() == []
@@ -226,16 +242,16 @@ def test_a_killed_server_leaves_every_change_done_or_not_begun(mounts: Mounts, s
             history.append(name)
             yield name, step
 
-    mount = mounts.ours(layers, "-o", OPTIONS)
-    for kill in range(KILLS):
+    mount = mounts.ours(layers, "-o", how.ours)
+    for kill in range(kills):
         pending = work_until_killed(mount, mirror, recorded(), rng.uniform(0, 0.25))
         mount.unmount()
         told = f"seed {SEED}, kill {kill}, after {history[-4:]}"
-        assert complaints(layers) == [], told
-        theirs = mounts.kernel(layers, options=OPTIONS)
+        assert complaints(layers, how.features) == [], told
+        theirs = mounts.kernel(layers, options=how.kernel)
         by_kernel = seen(theirs.target)
         assert theirs.unmount() == []
-        mount = mounts.ours(layers, "-o", OPTIONS)
+        mount = mounts.ours(layers, "-o", how.ours)
         ours = seen(mount.target)
         assert tree.difference(ours, by_kernel, ("ours", "the kernel's")) == "", told
         ours = uncounted(ours)
