@@ -157,12 +157,17 @@ def punch_hole(fd: int, size: int) -> None:
 
 
 def copy_data(source: int, target: int, size: int) -> None:
-    """Copy the first *size* bytes of *source* into the empty file *target*, by reflink where possible, keeping holes."""
-    if size and clone(source, target):
-        if os.fstat(target).st_size != size:
-            os.ftruncate(target, size)
-        return
-    os.ftruncate(target, size)
+    """Make *target* the first *size* bytes of *source*, by reflink where possible, keeping holes.
+
+    What *target* holds must be of *source* or empty. Its length changes at the end only, if it is not shorter.
+    """
+    if not size or not clone(source, target):
+        _copy_extents(source, target, size)
+    if os.fstat(target).st_size != size:
+        os.ftruncate(target, size)
+
+
+def _copy_extents(source: int, target: int, size: int) -> None:
     position = 0
     while position < size:
         try:

@@ -357,6 +357,8 @@ class DataDraft:
     def _build(self) -> None:
         """Also put back what writing disturbs: the times, and capabilities (the caller may not mean to change a thing)."""
         path = files.path_at(self.target, b"")
+        if xattrs.find(path, self.names.metacopy) is None:  # by another name, which marks that are missing did not say was one
+            return
         before = os.fstat(self.target)
         capability = xattrs.find(path, _CAPABILITY)
         try:

@@ -30,6 +30,8 @@ from unionfs.overlay.whiteout import (
 
 _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+#: Bytes that the kernel takes at once, with the zero at the end.
+_PATH_MAX = 4096
 
 
 class Layer:
@@ -52,7 +54,15 @@ class Layer:
     def open_directory(self, path: bytes) -> int:
         """O_PATH descriptor of the directory *path* (relative to the root, no symlink in it; empty: the root)."""
         resolve = _IN_ROOT if self.private else _IN_ROOT | files.RESOLVE_NO_XDEV
-        return files.openat2(self.root_fd, path or b".", _DIRECTORY, resolve)
+        fd = files.openat2(self.root_fd, path[: _end_of_step(path)] or b".", _DIRECTORY, resolve)
+        while len(path) >= _PATH_MAX:
+            path = path[_end_of_step(path) + 1 :]
+            try:
+                below = files.openat2(fd, path[: _end_of_step(path)], _DIRECTORY, resolve)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
 
     @contextmanager
     def object_path(self, dir_fd: int, name: bytes) -> Iterator[bytes]:
@@ -276,6 +286,11 @@ class Layer:
 def _protection(dir_fd: int, name: bytes) -> int:
     found = files.attributes(dir_fd, name)
     return (APPEND if found & files.STATX_ATTR_APPEND else 0) | (IMMUTABLE if found & files.STATX_ATTR_IMMUTABLE else 0)
+
+
+def _end_of_step(path: bytes) -> int:
+    """How much of *path* can be walked at once: whole names."""
+    return len(path) if len(path) < _PATH_MAX else path.rindex(b"/", 0, _PATH_MAX)
 
 
 def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:

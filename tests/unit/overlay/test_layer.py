@@ -362,3 +362,21 @@ def test_what_can_have_no_acl_has_none(world: World, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError) as caught:
         view.union.getxattr(ino, b"user.other")
     assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_directories_are_reached_whose_path_is_longer_than_the_kernel_takes_at_once(world: World) -> None:
+    fd = os.open(world.lowers[1], os.O_RDONLY)
+    for _ in range(45):
+        os.mkdir(b"n" * 200, dir_fd=fd)
+        below = os.open(b"n" * 200, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(os.open(b"file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
+    os.close(fd)
+    view = world.open()
+    deepest = b"/".join([b"n" * 200] * 45)
+    view.write(deepest + b"/file", b"changed")
+    view.rename(deepest + b"/file", deepest + b"/moved")
+    assert view.names(deepest) == [b"moved"]
+    view = world.reopen(view)
+    assert view.read(deepest + b"/moved") == b"changed"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.mounts import Layers, Mounts
 from tests.support.tree import difference, snapshot
-from tests.unit.overlay.world import View, World, mark, marked, put
+from tests.unit.overlay.world import PREFIX, View, World, mark, marked, put
 from unionfs.linux import files
 from unionfs.overlay.copy_up import DataDraft
 from unionfs.overlay.features import Redirect
@@ -243,6 +243,35 @@ def test_data_that_two_verbs_bring_up_are_brought_up_once(world: World) -> None:
     draft.build()
     view.union.publish(ino, draft)
     assert view.read(deep + b"/moved") == b"new" + BIG[3:]
+
+
+def test_data_are_brought_up_once_by_two_names_that_do_not_look_like_one_file(world: World, view: View) -> None:
+    """They have no number in common when the mark that says to look for it is missing, as after a copy of upper without marks."""
+    view.mkdir(b"new")
+    view.chmod(b"big", 0o600)
+    view.link(b"big", b"new/too")
+    world.close(view)
+    os.removexattr(world.upper / "new", PREFIX + "impure")
+    view = world.open(metacopy=True)
+    assert view.read(b"new/too") == BIG
+    view.write(b"big", b"one")
+    view.write(b"new/too", b"two", 3)
+    assert view.read(b"big") == view.read(b"new/too") == b"onetwo" + BIG[6:]
+
+
+def test_a_kill_while_a_metacopy_is_cut_leaves_it_whole(world: World, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    view.chmod(b"big", 0o600)
+    lengths: list[int] = []
+    extent = files._copy_extent
+
+    def seen(source: int, target: int, start: int, end: int) -> None:
+        extent(source, target, start, end)
+        lengths.append(os.fstat(target).st_size)
+
+    monkeypatch.setattr(files, "_copy_extent", seen)
+    monkeypatch.setattr(files, "clone", lambda source, target: False)
+    view.change(b"big", Change(size=5000))
+    assert lengths == [len(BIG)] and view.read(b"big") == BIG[:5000]
 
 
 def test_a_file_unlinked_while_its_metacopy_is_made_keeps_its_data(view: View) -> None:
