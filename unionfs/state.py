@@ -242,7 +242,7 @@ def _from_json(device: str, data: bytes) -> Record:
         options=got["options"],
         started=got["started"],
         claims=tuple((device_number, ino) for device_number, ino in got["claims"]),
-        data_lowers=tuple(path.encode("utf-8", "surrogateescape") for path in got["data_lowers"]),
+        data_lowers=tuple(path.encode("utf-8", "surrogateescape") for path in got.get("data_lowers", ())),
     )
 
 
@@ -510,6 +510,8 @@ def ask(device: str, request: dict[str, Any], *, seconds: float = _CONTROL_SECON
                 control.connect(_at(dir_fd, b"%s.sock" % device.encode()))
             except FileNotFoundError:
                 continue
+            except ConnectionRefusedError as exc:
+                raise MountError("the server of this mount is dead: mounting over it, or unionfs umount, takes it away") from exc
             except OSError as exc:
                 raise MountError(f"the server does not answer: {exc.strerror or exc}") from exc
             return _exchange(control, request)

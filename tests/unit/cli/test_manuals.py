@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
 from unionfs import options
@@ -63,6 +65,16 @@ def test_every_command_has_its_place_in_the_manual() -> None:
     text = (DOCS / "unionfs.1").read_text()
     assert set(re.findall(r"^\.SS (\w+)$", text, re.MULTILINE)) == COMMANDS.keys()
     assert set(re.findall(r"^\.B unionfs (\w+)", text.partition(".SH DESCRIPTION")[0], re.MULTILINE)) == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_of_a_command_is_in_its_part_of_the_manual(name: str) -> None:
+    module, _, function = COMMANDS[name].partition(":")
+    command = getattr(import_module(module), function)
+    text = (DOCS / "unionfs.1").read_text().replace("\\-", "-")
+    part = re.split(r"^\.S[SH] ", text.partition(f"\n.SS {name}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    options = [param.opts for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    assert [opts for opts in options if not set(opts) <= set(re.findall(r"(?<!\w)--?[a-z]+(?:-[a-z]+)*", part))] == []
 
 
 def test_every_engine_has_its_place_in_the_manual() -> None:

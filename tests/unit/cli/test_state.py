@@ -96,6 +96,14 @@ def test_a_record_is_readable_json_for_others(registry: Path, server: Registrati
     assert json.loads(text)["lowers"][1].encode("utf-8", "surrogateescape") == b"/base\xfe"
 
 
+def test_a_mount_from_before_data_only_layers_were_recorded_is_known(registry: Path, server: Registration) -> None:
+    server.publish(RECORD)
+    path = registry / "0:77.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "data_lowers"}))
+    ((record, alive),) = state.records()
+    assert alive and record.lowers == RECORD.lowers and record.data_lowers == ()
+
+
 def test_only_its_owner_can_enter_the_registry(registry: Path, server: Registration) -> None:
     server.publish(RECORD)
     assert registry.stat().st_mode & 0o777 == 0o700
@@ -238,7 +246,7 @@ def test_a_path_too_long_for_a_socket_address_is_no_obstacle(tmp_path: Path, mon
 
 def test_a_server_that_is_gone_cannot_be_asked(registry: Path) -> None:
     dead_server(registry, RECORD)
-    with pytest.raises(MountError, match="does not answer"):
+    with pytest.raises(MountError, match="is dead"):
         state.ask("0:77", {"cmd": "stats"})
     with pytest.raises(MountError, match="no control socket"):
         state.ask("0:78", {"cmd": "stats"})
