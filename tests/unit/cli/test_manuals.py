@@ -80,3 +80,9 @@ def test_every_option_of_a_command_is_in_its_part_of_the_manual(name: str) -> No
 def test_every_engine_has_its_place_in_the_manual() -> None:
     engines = (DOCS / "unionfs.1").read_text().partition(".SH ENGINES\n")[2].partition(".SH ")[0]
     assert tuple(re.findall(r"^\.TP\n\.B (\w+)$", engines, re.MULTILINE)) == options.ENGINES
+
+
+def test_every_module_of_the_overlay_has_its_place_in_the_design() -> None:
+    text = (DOCS / "design.md").read_text().partition("\nThe modules of `overlay/`")[2].partition("\n## ")[0]
+    modules = {path.stem for path in (DOCS.parent / "unionfs" / "overlay").glob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"`(\w+)`", text)) == set()
