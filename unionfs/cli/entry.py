@@ -42,8 +42,13 @@ def main() -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
+        _leave_stdout()
         return 1
+
+
+def _leave_stdout() -> None:
+    """Python flushes once more at exit: what cannot be written must not fail there again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def is_mount_program(called_as: str, arguments: Sequence[str]) -> bool:
@@ -60,6 +65,8 @@ def keep_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # Python has none for a descriptor that it found closed
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def _commands(arguments: Sequence[str]) -> int:
@@ -119,5 +126,11 @@ def warn(line: str) -> None:
 
 def say(line: str) -> None:
     """One line on stdout, in UTF-8 whatever the locale says: output may hold any name."""
-    sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        _leave_stdout()
+        raise UnionfsError(f"cannot write the output: {exc.strerror}") from exc

@@ -119,3 +119,22 @@ def test_every_command_named_is_there_and_explains_itself() -> None:
             [sys.executable, "-m", "unionfs", name, "--help"], capture_output=True, check=False, timeout=60, env=environment, cwd=ROOT
         )
         assert done.returncode == 0 and b"Usage: unionfs " + name.encode() in done.stdout, name
+
+
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_an_output_that_cannot_be_written_is_a_failure_in_one_line_or_none(output: str) -> None:
+    program = [sys.executable, "-m", "unionfs", "diff", "--json", "--lower", "unionfs", "unionfs"]
+    redirect = {"full": ">/dev/full", "closed": ">&-"}[output]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirect}', "sh", *program], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == {
+        "full": (1, "unionfs: cannot write the output: No space left on device\n"),
+        "closed": (0, ""),
+    }[output]
+
+
+def test_a_failure_does_not_go_to_the_output_when_there_is_no_place_for_errors() -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "unionfs", "diff", "/no/such/place"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
