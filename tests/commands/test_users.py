@@ -86,6 +86,20 @@ def test_suid_and_devices_are_off_for_users(home: Home) -> None:
     assert {"nosuid", "nodev", "noatime"} <= set(home.flags().strip().split(","))
 
 
+def test_a_directory_that_cannot_be_read_is_named(home: Home) -> None:
+    lower, upper, work = home.layers.lowers[0], home.layers.upper, home.layers.work
+    assert upper is not None and work is not None
+    shut = upper / "dir" / "shut"
+    shut.mkdir(parents=True)
+    for path in (shut, shut.parent):
+        os.chown(path, USER, USER)
+    shut.chmod(0o300)
+    named = f"unionfs: {shut}: Permission denied\n"
+    assert home.run("diff", upper, "--lower", lower) == Done(1, "", named)
+    assert home.run("convert", upper, "--lower", lower, "--work", work, "--to", "oci") == Done(1, "", named)
+    assert home.run("fsck", "--upper", upper, "--lower", lower, "--work", work) == Done(8, "", named)
+
+
 def test_a_busy_mount_is_told_so_and_goes_lazily(home: Home) -> None:
     home.mount()
     with home.ns.holding(home.mnt):

@@ -168,6 +168,14 @@ class Layer:
         private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
         return {attribute: xattrs.find(path, attribute) or b"" for attribute in private}
 
+    def open_to_read(self, dir_fd: int) -> int:
+        """A descriptor that the directory *dir_fd* of this layer can be read by. OSError names the directory as the user knows it."""
+        try:
+            return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        except OSError as exc:
+            top, path = (os.readlink(files.path_at(fd, b"")) for fd in (self.root_fd, dir_fd))
+            raise OSError(exc.errno, exc.strerror, os.path.normpath(os.path.join(self.where, os.path.relpath(path, top)))) from exc
+
     def scan(self, dir_fd: int, names: XattrNames, marks: Mapping[bytes, bytes] | None = None) -> Iterator[tuple[bytes, int]]:
         """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
 
@@ -176,7 +184,7 @@ class Layer:
         """
         if marks is None:
             marks = self.own_marks(dir_fd, names)
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = self.open_to_read(dir_fd)
         try:
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) in self.traps:

@@ -129,7 +129,11 @@ def _clone(fd: int, attrs: tuple[str, ...]) -> int | None:
 def _open_lower(path: bytes, owners: Owners | None) -> Layer:
     fd = _open_path(path, "lower")
     mapped = owners is not None and bool(owners.users.ranges or owners.groups.ranges) and mounts.is_idmapped(fd)
-    clone = _clone(fd, ("ro", "noatime"))
+    try:
+        clone = _clone(fd, ("ro", "noatime"))
+    except OSError as exc:
+        os.close(fd)
+        raise LayerError(f"lower directory {printable(path)}: {exc.strerror}") from exc
     if clone is not None:
         os.close(fd)
         fd = clone

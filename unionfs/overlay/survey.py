@@ -80,7 +80,7 @@ def walk(layer: Layer) -> Iterator[Listing]:
 
 
 def _objects(layer: Layer, dir_fd: int) -> Iterator[Object]:
-    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = layer.open_to_read(dir_fd)
     try:
         names = sorted(os.fsencode(name) for name in os.listdir(fd))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -68,6 +69,14 @@ def test_a_bad_directory_is_named_with_its_part_and_reason(world: World, which: 
     parts = {"lower": b(world.lowers[1]), "upper": b(world.upper), "work": b(world.work), which: b(bad)}
     text = refused([b(world.lowers[0]), parts["lower"]], parts["upper"], parts["work"])
     assert text.startswith(f"{which} directory {bad}: ") and reason in text
+
+
+def test_a_lower_for_which_there_is_no_descriptor_left_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), b"")
+
+    monkeypatch.setattr(mounts, "open_tree", none_left)
+    assert refused([b(world.lowers[0])], None, None) == f"lower directory {world.lowers[0]}: Too many open files"
 
 
 def test_a_path_of_any_bytes_makes_a_readable_line(world: World) -> None:
