@@ -126,15 +126,15 @@ def _prepare(ns: Namespace, scratch: Path) -> None:
 
 
 @contextmanager
-def engine(scratch: Path, program: str | None = "") -> Iterator[Engine]:
-    """podman as root; *program*: ours unless another is given, None for the kernel."""
+def engine(scratch: Path, disk: Path | None = None) -> Iterator[Engine]:
+    """podman as root, ours as its mount program; its storage is on *disk*, a directory of the test unless another is given."""
     with namespace() as ns:
         _prepare(ns, scratch)
-        home = scratch / "home"
+        home = (disk or scratch) / "home"
         for name in ("", "graph", "run", "tmp"):
             (home / name).mkdir()
         ns.bind(home, HOME)
-        made = Engine(ns, home, our_program()[0] if program == "" else program)
+        made = Engine(ns, home, our_program()[0])
         made.configure()
         yield made
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.program import make_layers
 from tests.podman.engine import CONTAINER, Engine, engine, make_image, missing, rootless_engine
+from tests.support.mounts import Mounts
 
 pytestmark = [
     pytest.mark.fuse,
@@ -95,6 +97,17 @@ def test_owners_of_a_mapped_container_are_shown_as_it_knows_them(podman: Engine)
     script = "stat -c '%u:%g' /etc/passwd; touch /mine; stat -c '%u:%g' /mine; chown 5:6 /mine; stat -c '%u:%g' /mine"
     out = podman.run("base", script, *mapping)
     assert out == "0:0\n0:0\n5:6\n"
+
+
+def test_a_union_is_the_disk_of_a_podman_in_a_container(scratch: Path, mounts: Mounts) -> None:
+    layers = make_layers(scratch)
+    outer = mounts.ours(layers)
+    with engine(scratch, outer.target) as podman:
+        podman.must("import", str(make_image(scratch)), "base")
+        before = podman.must("run", "--name", "changed", *CONTAINER, "base", "/bin/sh", "-ec", CHANGES + LOOK)
+        podman.must("commit", "changed", "two")
+        assert podman.run("two", LOOK) == before
+        assert podman.run("two", "rm -r /usr/share/moved; mkdir /usr/share/moved; ls -A /usr/share/moved") == ""
 
 
 #: What a container does each time it is started: look at what it did before, and go on.
