@@ -308,6 +308,13 @@ def test_an_upper_that_mountinfo_names_by_a_relative_path_is_known_to_the_kernel
         assert mount("pyfuse3", layers, other).status == 0
 
 
+def test_what_is_refused_is_not_warned_of_as_well(layers: Layers, mnt: Place) -> None:
+    for option in ("noxattrs=1", "allow_root"):
+        assert "has no effect" in mount("pyfuse3", layers, mnt, "-o", option).err
+        assert run("umount", mnt.path).status == 0
+        refused(mount("kernel", layers, mnt, "-o", option), f"the kernel's overlayfs has no {option}", status=2)
+
+
 def test_what_a_volatile_mount_left_is_named_by_either_engine(layers: Layers, mnt: Place) -> None:
     assert mount("kernel", layers, mnt, "-o", "volatile").status == 0
     assert run("umount", mnt.path).status == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from unionfs import options
+from unionfs import engines, options
 from unionfs.cli.entry import warn
 from unionfs.cli.group import as_bytes
 from unionfs.errors import UsageError, printable
@@ -31,7 +31,7 @@ def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def read_layers(
     texts: tuple[bytes, ...], lower: tuple[bytes, ...], upper: bytes | None, work: bytes | None, engine: str | None = None
 ) -> MountOptions:
-    """What *texts* (of -o) and the flags say together; UsageError when that is not to be understood."""
+    """What *texts* (of -o) and the flags say together; UsageError when that is not to be understood or its engine cannot do it."""
     parsed = options.parse(texts)
     if parsed.unknown:
         raise UsageError(f"unknown mount option {', '.join(printable(name) for name in parsed.unknown)} (see unionfs mount --help)")
@@ -49,6 +49,7 @@ def read_layers(
     found = replace(
         found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
     )
+    engines.check_engine(found, found.engine or options.ENGINES[0])
     for line in parsed.warnings:
         warn(line)
     return found

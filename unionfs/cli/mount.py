@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from unionfs import engines, options
+from unionfs import options
 from unionfs.cli import attach
 from unionfs.cli.entry import show_tracebacks
 from unionfs.cli.group import CONTEXT, as_bytes
@@ -60,5 +60,4 @@ def _read(
 ) -> MountOptions:
     found = read_layers(texts, lower, upper, work, engine)
     options.check_layers(found)
-    engines.check_engine(found, found.engine or options.ENGINES[0])
     return found
