@@ -498,12 +498,13 @@ class Tree:
     def _data_of(self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result) -> Data | None:
         """Where the data of a metacopy are; None for anything else.
 
-        Looked for only where metacopies are to be expected: under such options, and in directories the mark impure says it of, as
-        whoever makes a metacopy by copying up sets it. Elsewhere it would cost a call for each file.
+        Looked for only where metacopies are to be expected: under such options, in directories the mark impure says it of, as whoever
+        makes a metacopy by copying up sets it, and where a file has a size and no blocks. Elsewhere it would cost a call for each file.
         """
         above, source = parent.directory, entry.source
         assert above is not None
-        if not stat.S_ISREG(st.st_mode) or not (self.stack.features.metacopy or self.stack.data or source in above.impure):
+        hollow = st.st_size and not st.st_blocks
+        if not stat.S_ISREG(st.st_mode) or not (hollow or self.stack.features.metacopy or self.stack.data or source in above.impure):
             return None
         marks = source.marks(self.directory_fd(parent, source), name, self.stack.names)
         return data_of(self.stack, above.lowers, source, name, marks) if self.stack.names.metacopy in marks else None
@@ -860,6 +861,8 @@ class Tree:
             self._data[node.ino] = data
         if self.hard_links is not None:
             self.hard_links.bring_first_name_up(node)
+        if self.stack.strict and node.parent is not None:  # last: an error is told when all is as it is on disk
+            files.sync_directory(self.upper_fd(node.parent))
 
     def _place_of_data(self, node: Node) -> Data:
         known = self._data.get(node.ino)
@@ -886,12 +889,11 @@ class Tree:
         if draft.origin or draft.metacopy:
             self.mark_impure(parent)
         files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
-        files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
+        with suppress(OSError):  # the copy is there: what is remembered has to follow
+            files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
         self.restamped.add(parent)
         if node.directory is not None:
             self.restamped.add(node)
-        if self.stack.strict:
-            files.sync_directory(parent_fd)
         entry = self.index(parent).entries[node.name]
         if node.directory is not None:
             entry.more = (entry.source, *entry.more)

@@ -183,6 +183,14 @@ def test_a_metacopy_without_data_is_eio_and_one_that_must_not_be_followed_eperm(
     assert caught.value.errno == errno.EIO
 
 
+def test_a_metacopy_that_nothing_announces_is_not_shown_as_zeros(world: World) -> None:
+    os.truncate(put(world.lowers[0] / "big"), len(BIG))
+    mark(world.lowers[0] / "big", "metacopy", b"")
+    with pytest.raises(PermissionError):
+        world.open(metacopy=False).find(b"big")
+    assert world.open(metacopy=True, writable=False).read(b"big") == BIG
+
+
 def test_an_unlinked_metacopy_that_is_open_stays_readable_and_writable(world: World, view: View) -> None:
     view.chmod(b"big", 0o600)
     ino = view.ino(b"big")
