@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.program import flags, place, run
+from tests.commands.program import Done, flags, place, run
 from tests.support import requirements
 from tests.support.mounts import Layers
 
@@ -56,11 +56,42 @@ def test_what_cannot_be_done_is_one_line(layers: Layers, scratch: Path) -> None:
     for arguments, status in (
         (["--lower", "/", "--nonsense"], USAGE),
         (["--lower", "/"], USAGE),
+        (flags(layers)[2:], USAGE),
         ([*flags(layers), "-o", "nonsense"], USAGE),
         ([*flags(Layers((scratch / "absent",), layers.upper, layers.work))], FAILED),
     ):
         done = run("fsck", *arguments)
         assert (done.status, done.out, len(done.lines)) == (status, "", 1), arguments
+
+
+def test_an_upper_that_has_no_work_directory_any_more(layers: Layers) -> None:
+    assert layers.work is not None
+    layers.work.rmdir()
+    without = flags(layers)[:-2]
+    assert run("fsck", *without) == Done(CLEAN, "", "")
+    damaged(layers)
+    assert run("fsck", *without).status == LEFT
+    assert run("fsck", "--repair", *without).status == REPAIRED
+    assert run("fsck", *without).status == CLEAN
+    done = run("fsck", *without, "-o", "index=on")
+    assert (done.status, len(done.lines)) == (USAGE, 1) and "work directory" in done.err
+    assert not layers.work.exists()
+
+
+def test_what_a_mount_with_the_same_options_cannot_read_is_told(layers: Layers, scratch: Path) -> None:
+    with place(scratch) as mnt:
+        assert run("mount", "-o", "metacopy=on", *flags(layers), mnt.path).status == 0
+        (mnt.path / "file").chmod(0o600)
+        assert run("umount", mnt.path).status == 0
+        assert run("fsck", "-o", "metacopy=on", *flags(layers)).status == CLEAN
+        done = run("fsck", *flags(layers))
+        assert (done.status, len(done.out.splitlines())) == (LEFT, 1)
+        assert done.out.startswith(f"{layers.upper}/file: ") and "mount with metacopy=on" in done.out
+        for engine in ("pyfuse3", "kernel"):
+            assert run("mount", f"--engine={engine}", *flags(layers), mnt.path).status == 0
+            with pytest.raises(PermissionError):
+                (mnt.path / "file").read_text()
+            assert run("umount", mnt.path).status == 0
 
 
 def test_nothing_is_repaired_while_the_kernel_has_the_upper(layers: Layers, scratch: Path) -> None:

@@ -61,27 +61,30 @@ def fsck(
 ) -> int:
     """Find what is wrong with an upper directory and its work directory.
 
-    That is: redirects and metacopies whose target is gone, whiteouts and marks where they mean nothing, what a killed mount left behind,
-    marks that only another program reads. Name all the lower directories, and the options it is mounted with. Lowers are only read. With
-    --repair nothing may be mounted on the upper; what might lose data is never done, only told.
+    That is: redirects and metacopies whose target is gone or which the options given do not follow, whiteouts and marks where they mean
+    nothing, what a killed mount left behind, marks that only another program reads. Name all the lower directories, and the options it is
+    mounted with; the work directory if there is one still. Lowers are only read. With --repair nothing may be mounted on the upper; what
+    might lose data is never done, only told.
     """
     try:
         given = within_rights(read_layers(texts, lower, upper, work))
         engines.check_served(given)
-        if given.upper is None or given.work is None or not given.lowers:
-            raise UsageError("name lower, upper and work directory (see unionfs fsck --help)")
+        if given.upper is None or not given.lowers:
+            raise UsageError("name the lower directories and the upper (see unionfs fsck --help)")
+        if given.work is None and engines.features(given).index:
+            raise UsageError("with index=on the upper cannot be checked without its work directory: name that, too")
     except UsageError as exc:
         raise _WrongUse(str(exc)) from exc
     try:
-        return _check(given, given.upper, given.work, repair, as_json)
+        return _check(given, given.upper, repair, as_json)
     except (UnionfsError, OSError) as exc:
         raise _Failed(reason(exc)) from exc
 
 
-def _check(given: MountOptions, upper: bytes, work: bytes, repair: bool, as_json: bool) -> int:
+def _check(given: MountOptions, upper: bytes, repair: bool, as_json: bool) -> int:
     from unionfs.overlay.check import check
 
-    findings = check(upper, given.lowers, work, engines.features(given), data=given.data_lowers, repair=repair)
+    findings = check(upper, given.lowers, given.work, engines.features(given), data=given.data_lowers, repair=repair)
     wrong = [finding for finding in findings if not finding.harmless]
     repaired = [finding for finding in wrong if repair and finding.repairable]
     if as_json:

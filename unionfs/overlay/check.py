@@ -25,7 +25,8 @@ from unionfs.overlay.copy_up import decode_origin, remove_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
 from unionfs.overlay.index_dir import origin_of, read_nlink
 from unionfs.overlay.layer import Layer
-from unionfs.overlay.node import Node
+from unionfs.overlay.lookup import data_of
+from unionfs.overlay.node import Directory, Node
 from unionfs.overlay.stack import hold
 from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, open_for_reading, walk
 from unionfs.overlay.tree import Tree
@@ -80,12 +81,18 @@ _Found = tuple[Finding, _Repair | None]
 
 
 def check(
-    upper: bytes, lowers: Sequence[bytes], work: bytes, features: Features = DEFAULTS, *, data: Sequence[bytes] = (), repair: bool = False
+    upper: bytes,
+    lowers: Sequence[bytes],
+    work: bytes | None,
+    features: Features = DEFAULTS,
+    *,
+    data: Sequence[bytes] = (),
+    repair: bool = False,
 ) -> list[Finding]:
-    """Everything wrong with *upper* over *lowers* (topmost first) and its *work*, as a mount with *features* would meet it.
+    """Everything wrong with *upper* over *lowers* (topmost first) and its *work*, if it has one, as a mount with *features* would meet it.
 
     With *repair* what is repairable has been repaired on return. Redirects and metacopies are looked at whether or not the features follow
-    them. Raises LayerError, InUseError (a repair while a mount has the upper), OSError.
+    them; what they do not follow is told once for all. Raises LayerError, InUseError (a repair while a mount has the upper), OSError.
     """
     with ExitStack() as held:
         live = False
@@ -104,24 +111,25 @@ def check(
         held.callback(stack.close)
         tree = Tree(stack)
         held.callback(tree.close)
-        found = _Upper(tree, upper, top if repair else stack.lowers[0]).findings()
+        found = _Upper(tree, upper, top if repair else stack.lowers[0], features).findings()
         findings = list(_settled(found, repair=repair))
-        if not live:
-            place = place if repair else _open_work(held, work)
+        if work is not None and not live:
+            place = place if repair and place is not None else _open_work(held, work)
             findings += _settled(_in_work(place, work, stack.lowers[1:], stack.names), repair=repair)
         return findings
 
 
-def _hold(held: ExitStack, upper: bytes, work: bytes) -> tuple[Layer, Layer]:
+def _hold(held: ExitStack, upper: bytes, work: bytes | None) -> tuple[Layer, Layer | None]:
     """Upper and work, with no mount on them until *held* is closed."""
-    refuse_if_kernel_has(upper, work)
-    layers = []
-    for path, what in ((upper, "upper"), (work, "work")):
-        layer, lock = hold(path, what)
-        held.callback(os.close, lock)
-        held.callback(layer.close)
-        layers.append(layer)
-    return layers[0], layers[1]
+    refuse_if_kernel_has(upper, *(() if work is None else (work,)))
+    return _hold_one(held, upper, "upper"), None if work is None else _hold_one(held, work, "work")
+
+
+def _hold_one(held: ExitStack, path: bytes, what: str) -> Layer:
+    layer, lock = hold(path, what)
+    held.callback(os.close, lock)
+    held.callback(layer.close)
+    return layer
 
 
 def _open_work(held: ExitStack, work: bytes) -> Layer:
@@ -141,11 +149,38 @@ def _settled(found: Iterator[_Found], *, repair: bool) -> Iterator[Finding]:
         yield finding
 
 
-class _Upper:
-    """One pass over the upper. *layer*: where it is read, and changed when that is wanted; *tree* has it as its topmost lower."""
+@dataclass
+class _Unread:
+    """What is all right but not for the mount's own options: the first path in order, and how many."""
 
-    def __init__(self, tree: Tree, where: bytes, layer: Layer) -> None:
+    first: bytes = b""
+    number: int = 0
+
+    def count(self, where: bytes) -> None:
+        """One more."""
+        self.first = min(self.first, where) if self.number else where
+        self.number += 1
+
+    def finding(self, kind: Kind, text: str, cure: str) -> Iterator[_Found]:
+        """One for all of them, if there is any."""
+        if self.number:
+            more = f", and so with {self.number - 1} more" if self.number > 1 else ""
+            yield Finding(kind, self.first, f"{text}{more}: mount with {cure}"), None
+
+
+class _Upper:
+    """One pass over the upper.
+
+    *layer*: where it is read, and changed when that is wanted; *tree* has it as its topmost lower and follows everything; *features*: those
+    of the mount that is to read it.
+    """
+
+    def __init__(self, tree: Tree, where: bytes, layer: Layer, features: Features) -> None:
         self._tree = tree
+        #: The layers as they are to a mount that follows everything, and to one with the features given.
+        self._complete = replace(tree.stack, upper=tree.stack.lowers[0])
+        self._mounted = replace(self._complete, features=features)
+        self._unread_redirects, self._unread_metacopies = _Unread(), _Unread()
         self._names = tree.stack.names
         self._where = where
         self._layer = layer
@@ -171,6 +206,8 @@ class _Upper:
                     yield from self._whiteout(listing, found, node)
                     continue
                 yield from self._object(listing, found, node)
+        yield from self._unread_redirects.finding(Kind.REDIRECT, "its redirect is not followed", "redirect_dir=follow")
+        yield from self._unread_metacopies.finding(Kind.METACOPY, "its data are in a lower directory", "metacopy=on")
 
     def _at(self, listing: Listing, name: bytes) -> bytes:
         return os.path.join(self._where, listing.below(name))
@@ -223,6 +260,8 @@ class _Upper:
             if redirect is not None:
                 yield self._cut(where, path, f"redirect to {printable(redirect)}, which is in no lower directory")
             return
+        if redirect is not None and not self._mounted.features.redirect.follow:
+            self._unread_redirects.count(where)
         first = self._shown.setdefault(lower, where)
         if first != where:
             yield Finding(Kind.REDIRECT, where, f"shows the same lower directory {printable(b'/' + lower[1])} as {printable(first)}"), None
@@ -284,7 +323,11 @@ class _Upper:
         try:
             node = self._resolve(parent, found.name)
             if node is not None and parent.directory is not None:
+                # The tree takes upper for a lower, from which a data-only layer is reached directly; from an upper it is not.
+                data_of(self._complete, parent.directory.lowers, self._complete.lowers[0], found.name, dict(found.marks))
                 self._tree.file_fd(node, writable=False)
+                if not self._is_read(found, parent.directory):
+                    self._unread_metacopies.count(where)
                 return
         except OSError as exc:
             if exc.errno not in (errno.EIO, errno.EINVAL, errno.EPERM):
@@ -293,6 +336,16 @@ class _Upper:
             if node is None:
                 return
         yield Finding(Kind.METACOPY, where, "its data are in no lower directory"), None
+
+    def _is_read(self, found: Object, directory: Directory) -> bool:
+        """Whether the mount's own options find the data of the metacopy *found*: in a data-only layer it needs none."""
+        try:
+            data_of(self._mounted, directory.lowers, self._mounted.lowers[0], found.name, dict(found.marks))
+        except OSError as exc:
+            if exc.errno != errno.EPERM:
+                raise
+            return False
+        return True
 
     def _is_whiteout(self, listing: Listing, found: Object) -> bool:
         if found.name.startswith(FILE_PREFIX):  # a mark of another program, whatever it is: fuse-overlayfs has a device for opaque

@@ -18,7 +18,7 @@ from tests.support.tree import Snapshot, difference, fingerprint
 from tests.unit.overlay.world import PREFIX, USERXATTR, World, mark, no_descriptor_left, put, whiteout
 from unionfs.errors import InUseError
 from unionfs.overlay.check import Finding, Kind, check
-from unionfs.overlay.features import Features
+from unionfs.overlay.features import Features, Redirect
 
 pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
 
@@ -274,6 +274,76 @@ def test_with_userxattr_a_redirect_is_what_the_mount_refuses(filled: World) -> N
     assert wrong(told(filled, userxattr=True)) == [(Kind.REDIRECT, "dir"), (Kind.METACOPY, "file")]
 
 
+# ---- what the mount's own options do not read ----
+
+
+def test_files_whose_data_are_below_need_metacopy_and_are_told_once(filled: World) -> None:
+    view = filled.open(metacopy=True)
+    for name in (b"dir/one", b"dir/two", b"other/three"):
+        view.chmod(name, 0o600)
+    filled.close(view)
+    assert told(filled, metacopy=True) == []
+    (found,) = told(filled)
+    assert (found.kind, found.harmless, found.repairable) == (Kind.METACOPY, False, False)
+    assert found.path == os.fsencode(filled.upper / "dir" / "one")
+    assert "2 more" in found.text and found.text.endswith("mount with metacopy=on")
+    assert told(filled, repair=True) == [found]
+    view = filled.open()
+    with pytest.raises(PermissionError):
+        view.read(b"dir/one")
+
+
+def test_files_whose_data_are_in_a_data_only_layer_need_no_option(filled: World) -> None:
+    data = filled.root / "data"
+    put(data / "blob", b"contents")
+    mark(put(filled.lowers[0] / "file", bytes(8)), "metacopy", b"")
+    mark(filled.lowers[0] / "file", "redirect", b"/blob")
+    view = filled.open(metacopy=True, data=[data])
+    view.chmod(b"file", 0o600)
+    filled.close(view)
+    view = filled.open(data=[data])
+    assert view.read(b"file") == b"contents"
+    filled.close(view)
+    places = os.fsencode(filled.upper), [os.fsencode(path) for path in filled.lowers]
+    assert check(*places, os.fsencode(filled.work), data=[os.fsencode(data)]) == []
+    (found,) = check(*places, os.fsencode(filled.work))
+    assert found.text == "its data are in no lower directory"
+
+
+def test_a_metacopy_of_upper_reaches_a_data_only_layer_through_a_lower_only(filled: World) -> None:
+    put(filled.root / "data" / "blob", b"contents")
+    mark(put(filled.upper / "file", bytes(8)), "metacopy", b"")
+    mark(filled.upper / "file", "redirect", b"/blob")
+    mark(filled.upper, "impure")
+    lowers, data = [os.fsencode(path) for path in filled.lowers], os.fsencode(filled.root / "data")
+    (found,) = check(os.fsencode(filled.upper), lowers, os.fsencode(filled.work), Features(metacopy=True), data=[data])
+    assert found.text == "its data are in no lower directory"
+
+
+def test_renamed_directories_need_redirects_to_be_followed_and_are_told_once(filled: World) -> None:
+    view = filled.open()
+    for old, new in ((b"dir", b"a"), (b"other", b"b")):
+        view.rename(old, new)
+    filled.close(view)
+    for redirect in (Redirect.ON, Redirect.FOLLOW):
+        assert told(filled, redirect=redirect) == []
+    (found,) = told(filled, redirect=Redirect.NOFOLLOW)
+    assert (found.kind, found.harmless, found.repairable) == (Kind.REDIRECT, False, False)
+    assert found.path == os.fsencode(filled.upper / "a")
+    assert "1 more" in found.text and found.text.endswith("mount with redirect_dir=follow")
+    view = filled.open(redirect=Redirect.NOFOLLOW)
+    with pytest.raises(PermissionError):
+        view.names(b"a")
+
+
+def test_an_upper_without_a_work_directory_is_checked_and_repaired_too(filled: World) -> None:
+    whiteout_in_new_directory(filled)
+    places = os.fsencode(filled.upper), [os.fsencode(path) for path in filled.lowers]
+    for repair in (False, True):
+        assert wrong(check(*places, None, repair=repair)) == [(Kind.WHITEOUT, "nothing")]
+    assert told(filled) == []
+
+
 # ---- who may be there ----
 
 
@@ -320,9 +390,9 @@ def stirred(world: World, mounts: Mounts) -> Iterator[Callable[[int, bool], None
 @pytest.mark.parametrize("seed", range(15))
 def test_an_upper_that_was_unmounted_is_clean(world: World, stirred: Callable[[int, bool], None], seed: int, by_kernel: bool) -> None:
     stirred(seed, by_kernel)
-    assert wrong(told(world)) == []
-    assert wrong(told(world, repair=True)) == []
-    assert told(world) == []
+    assert wrong(told(world, metacopy=True)) == []
+    assert wrong(told(world, repair=True, metacopy=True)) == []
+    assert told(world, metacopy=True) == []
 
 
 # ---- anything at all ----
