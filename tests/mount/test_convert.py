@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.program import run
+from tests.commands.program import flags, run
 from tests.support import requirements
 from tests.support.chaos import Disk, fill, stir
 from tests.support.mounts import Layers, Mount, Mounts
@@ -152,7 +152,7 @@ def test_hard_links_of_a_lower_stay_one_file(mounts: Mounts, layers: Layers, wri
     (mount.target / "six").unlink()
     before = shown(mount)
     assert before[b"moved/sub/three"].nlink == 3
-    told = run("fsck", "--upper", str(layers.upper), "--work", str(layers.work), "--lower", str(layers.lowers[0]), "--lower", str(lower))
+    told = run("fsck", "-o", "index=on,metacopy=on", *flags(layers))
     assert (told.status, told.err) == (0, "")
 
     if target != "kernel":

@@ -7,7 +7,8 @@ attributes, object by object, with no look at the lowers.
 What a kill leaves: each step puts the new mark beside the old one before it takes the old one away, so at every instant each path has the
 same content, owner, mode and attributes to a reader that knows both encodings, which a mount with ``whfiles`` is. Only the modification
 time of what is being changed when the kill comes may be a new one for now: it is noted in an attribute, as is on the upper's root what is
-going on, and the same call again finishes the work with all times as they were. Lowers are only read.
+going on, and the same call again finishes the work with all times as they were. What an ordinary user owns and may not read or write has
+its owner's permission bits for the moment in which it is (unlocked.py): a kill then leaves it with them. Lowers are only read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from unionfs.errors import LayerError, printable
 from unionfs.linux import files, xattrs
@@ -31,6 +33,7 @@ from unionfs.overlay.redirect import below
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.survey import PREFIXES, Listing, Object, marks_at, walk
 from unionfs.overlay.tree import NAME_MAX, Tree
+from unionfs.overlay.unlocked import unlocked, where_allowed
 from unionfs.overlay.whiteout import (
     CONVERSION,
     FILE_PREFIX,
@@ -108,6 +111,8 @@ def convert(
         place = held.enter_context(_own_work(upper)) if work is None else work
         stack = open_stack(lowers, upper, place, features, data=data, converting=True)
         held.callback(stack.close)
+        assert stack.upper is not None
+        held.enter_context(unlocked(stack.upper.root_fd))
         _convert(stack, target, features, note or _Note(target, features.userxattr, features.whfiles, first_pass=True))
 
 
@@ -235,7 +240,7 @@ class _Check:
         """LayerError for the first thing that cannot."""
         if self._names.whfiles and not self._form.reserves and self._upper.has_opaque_root(self._names):
             raise self._refusal(b"", "the root is opaque, which it cannot be")
-        for listing in walk(self._upper):
+        for listing in walk(self._upper, lend=True):
             if not listing.path:
                 self._check(b"", b"", listing.marks)
             for found in listing.objects:
@@ -274,13 +279,13 @@ class _Check:
 
 def _in_upper(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node, dict[bytes, bytes]]]:
     """Everything below the directory *node* that is in upper, with its marks; a directory before what it holds."""
-    for name, entry in list(tree.index(node).entries.items()):
+    for name, entry in list(tree.allowed(partial(tree.index, node), node).entries.items()):
         if entry.source is not tree.upper:
             continue
-        child, _ = tree.resolve(node, name, entry)
+        child, _ = tree.allowed(partial(tree.resolve, node, name, entry), node, name)
         child.lookups += 1
         try:
-            yield entry, child, tree.upper.marks(tree.upper_fd(node), name, tree.stack.names)
+            yield entry, child, tree.allowed(partial(_marks, tree, node, name), node, name)
             if child.directory is not None:
                 yield from _in_upper(tree, child)
         finally:
@@ -288,19 +293,26 @@ def _in_upper(tree: Tree, node: Node) -> Iterator[tuple[LayerEntry, Node, dict[b
             tree.bury(tree.nodes.reap(child))
 
 
+def _marks(tree: Tree, directory: Node, name: bytes) -> dict[bytes, bytes]:
+    return tree.upper.marks(tree.upper_fd(directory), name, tree.stack.names)
+
+
 # -- the first pass ------------------------------------------------------------------------------------------------------
 
 
 def _settle(tree: Tree, *, whole: bool) -> None:
     """Take away what means nothing, and with *whole* what refers to lower layers by other than its name."""
-    names = tree.stack.names
     for entry, child, marks in _in_upper(tree, tree.root):
-        if child.directory is not None:
-            _settle_directory(tree, entry, child, marks, whole=whole)
-        elif whole:
-            _bring_data_up(tree, child)
-            if names.redirect in marks:  # of no use once the data are here
-                xattrs.discard(tree.place(child), names.redirect)
+        step = partial(_settle_directory if child.directory is not None else _settle_file, tree, entry, child, marks, whole=whole)
+        tree.allowed(step, child.parent or tree.root, child.name)
+
+
+def _settle_file(tree: Tree, entry: LayerEntry, node: Node, marks: dict[bytes, bytes], *, whole: bool) -> None:
+    if not whole:
+        return
+    _bring_data_up(tree, node)
+    if tree.stack.names.redirect in marks:  # of no use once the data are here
+        xattrs.discard(tree.place(node), tree.stack.names.redirect)
 
 
 def _bring_data_up(tree: Tree, node: Node) -> None:
@@ -373,7 +385,7 @@ def _link_all_names(tree: Tree) -> None:
         return
     for parent, name, entry, node in below(tree, tree.root):
         if tree.hard_links.is_copied(node):
-            tree.bring_name_up(node, parent, name, entry)
+            tree.allowed(partial(tree.bring_name_up, node, parent, name, entry), parent, name)
 
 
 def _empty_index(stack: Stack) -> None:
@@ -405,7 +417,7 @@ class _Rewriting:
 
     def run(self) -> None:
         """The whole layer."""
-        for listing in walk(self._layer):
+        for listing in walk(self._layer, lend=True):
             objects = {found.name: found for found in listing.objects}
             if self._changes_names(listing, objects):
                 with _times_kept(files.path_at(listing.fd, b""), self._source):
@@ -433,7 +445,9 @@ class _Rewriting:
         for found in listing.objects:
             if self._is_whiteout(listing, found) or self._is_file_mark(found.name):
                 continue
-            self._attributes(files.path_at(listing.fd, found.name), found.marks, stat.S_IFMT(found.st.st_mode))
+            path = files.path_at(listing.fd, found.name)
+            step = partial(self._attributes, path, found.marks, stat.S_IFMT(found.st.st_mode))
+            where_allowed(step, listing.fd, found.name, os.path.join(self._layer.where, listing.below(found.name)))
 
     # -- opaque directories ----------------------------------------------------------------------------------------------
 
@@ -494,7 +508,7 @@ class _Rewriting:
             if shown and not opaque and found is not None and found.is_directory:
                 inner = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
-                    with _times_kept(files.path_at(inner, b""), self._source):
+                    with unlocked(inner), _times_kept(files.path_at(inner, b""), self._source):
                         self._make_opaque(inner)
                 finally:
                     os.close(inner)

@@ -97,25 +97,67 @@ class Lender:
     def _lending(self, fd: int) -> Iterator[None]:
         """Lend what *fd* is, O_PATH and from now on ours, the bits its owner lacks; take them back at the end."""
         try:
-            st = os.fstat(fd)
-            lent = _lacking(st)
-            if not lent:
-                yield
-                return
-            path, key = files.path_at(fd, b""), (st.st_dev, st.st_ino)
-            try:
-                os.chmod(path, stat.S_IMODE(st.st_mode) | lent)
-            except OSError:  # then the step will fail as it did
-                yield
-                return
-            self._lent[key] = lent
-            try:
-                yield
-            finally:
-                del self._lent[key]
-                os.chmod(path, stat.S_IMODE(os.fstat(fd).st_mode) & ~lent)
+            with _bits_lent(fd) as lent:
+                if not lent:
+                    yield
+                    return
+                st = os.fstat(fd)
+                key = (st.st_dev, st.st_ino)
+                self._lent[key] = lent
+                try:
+                    yield
+                finally:
+                    del self._lent[key]
         finally:
             os.close(fd)
+
+
+@contextmanager
+def unlocked(fd: int) -> Iterator[None]:
+    """What *fd* is, O_PATH, in an upper that no mount has, may be read and written for the block, if its modes are all that forbids it."""
+    wanted = os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(os.fstat(fd).st_mode) else 0)
+    if os.access(files.path_at(fd, b""), wanted, effective_ids=True):
+        yield
+        return
+    with _bits_lent(fd):
+        yield
+
+
+def where_allowed(step: Callable[[], Result], dir_fd: int, name: bytes, path: bytes) -> Result:
+    """*step*, about *name* in *dir_fd* of an upper that no mount has, again with its owner's bits lent if it fails for the lack of them.
+
+    *path*: what an error calls it. *step* may have done part of its work when it is called again.
+    """
+    try:
+        return step()
+    except PermissionError as exc:
+        if exc.errno != errno.EACCES:
+            raise
+    fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+    try:
+        with unlocked(fd):
+            return step()
+    except PermissionError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from exc
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _bits_lent(fd: int) -> Iterator[int]:
+    """Lend what *fd* is the bits its owner lacks, as long as the block runs, which gets them: 0 when there are none, or it may not be."""
+    st, path = os.fstat(fd), files.path_at(fd, b"")
+    lent = _lacking(st)
+    if lent:
+        try:
+            os.chmod(path, stat.S_IMODE(st.st_mode) | lent)
+        except OSError:  # then the step will fail as it did
+            lent = 0
+    try:
+        yield lent
+    finally:
+        if lent:
+            os.chmod(path, stat.S_IMODE(os.fstat(fd).st_mode) & ~lent)
 
 
 def _lacking(st: os.stat_result) -> int:

@@ -28,6 +28,7 @@ from unionfs.overlay.convert import Target, convert
 from unionfs.overlay.diff import changes
 from unionfs.overlay.features import Features, Redirect
 from unionfs.overlay.owners import CONTAINERS_STAT
+from unionfs.overlay.union import Caller
 
 pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
 
@@ -384,6 +385,65 @@ class OwnersOnly(View):
 
     def chmod(self, path: bytes, mode: int) -> None:
         super().chmod(path, mode | 0o700)
+
+
+@pytest.fixture
+def owned(world: World) -> World:
+    """A world of the user's own, and below it what a user may have in a lower."""
+    for path in (world.root, *world.lowers, world.upper, world.work):
+        os.chown(path, USER, USER)
+    for directory in ("shut", "shut/inner", "replaced", "readonly"):
+        put(world.lowers[0] / directory / "gone", b"1")
+        put(world.lowers[0] / directory / "file", b"2")
+    for path in world.lowers[0].rglob("*"):
+        os.chown(path, USER, USER)
+    return world
+
+
+def converted_by_user(world: World, target: Target) -> None:
+    lowers = [os.fsencode(path) for path in world.lowers]
+    as_user(lambda: convert(os.fsencode(world.upper), lowers, target, Features(userxattr=True), work=os.fsencode(world.work)))
+
+
+@pytest.mark.parametrize("target", [Target.OCI, Target.FUSE_OVERLAYFS])
+def test_an_ordinary_user_may_convert_what_its_modes_close_to_him(owned: World, target: Target) -> None:
+    def change() -> None:
+        view = owned.open(userxattr=True)
+        for directory in (b"shut/inner", b"shut", b"replaced", b"readonly"):
+            view.unlink(directory + b"/gone")
+            view.chmod(directory + b"/file", 0)
+        view.unlink(b"replaced/file")
+        view.rmdir(b"replaced")
+        view.mkdir(b"replaced", caller=Caller(USER, USER))
+        view.make_file(b"replaced/new", b"3", mode=0o444, caller=Caller(USER, USER))
+        for directory in (b"shut/inner", b"shut", b"replaced", b"readonly"):
+            view.chmod(directory, 0o555 if directory == b"readonly" else 0)
+        owned.close(view)
+        owned.upper.chmod(0o500)
+
+    as_user(change)
+    before = shown_by_all_marks(owned)
+    converted_by_user(owned, target)
+    assert difference(before, shown_by_all_marks(owned), ("before", target.value)) == ""
+    assert not [path for path in owned.upper.rglob("*") for name in os.listxattr(path) if name.startswith("user.overlay.")]
+
+
+def test_what_is_another_s_is_named_before_anything_is_changed(owned: World) -> None:
+    foreign = owned.upper / "shut" / "file"
+
+    def change() -> None:
+        view = owned.open(userxattr=True)
+        view.unlink(b"shut/gone")
+        owned.close(view)
+
+    as_user(change)
+    put(foreign)
+    os.setxattr(foreign, "user.overlay.origin", b"")
+    foreign.chmod(0)
+    before = fingerprint(owned.upper)
+    with pytest.raises(PermissionError) as failure:
+        converted_by_user(owned, Target.OCI)
+    assert str(foreign) in str(failure.value) and fingerprint(owned.upper) == before
 
 
 def test_an_ordinary_user_may_check_and_convert(scratch: Path) -> None:
