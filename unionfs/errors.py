@@ -6,12 +6,17 @@
     ├── InUseError           the upper or work belongs to a live mount
     └── MountError           the kernel or fusermount3 refused the mount
 
-Inside the filesystem itself errors are OSError with an errno; these are for the edge where a person reads them.
+Inside the filesystem itself errors are OSError with an errno, as ``error`` makes them; these are for the edge where a person reads them.
 """
 
 from __future__ import annotations
 
 import os
+
+
+def error(code: int, what: bytes | None = None) -> OSError:
+    """The OSError (of the right subclass) for the errno *code*."""
+    return OSError(code, os.strerror(code), what)
 
 
 class UnionfsError(Exception):

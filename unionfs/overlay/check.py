@@ -325,7 +325,7 @@ class _Upper:
             if node is not None and parent.directory is not None:
                 # The tree takes upper for a lower, from which a data-only layer is reached directly; from an upper it is not.
                 data_of(self._complete, parent.directory.lowers, self._complete.lowers[0], found.name, dict(found.marks))
-                self._tree.file_fd(node, writable=False)
+                self._tree.descriptors.file_fd(node, writable=False)
                 if not self._is_read(found, parent.directory):
                     self._unread_metacopies.count(where)
                 return

@@ -25,6 +25,7 @@ from functools import partial
 from unionfs.errors import LayerError, printable
 from unionfs.linux import files, xattrs
 from unionfs.linux.overlays import refuse_if_kernel_has
+from unionfs.overlay.bring_up import bring_name_up, bring_up
 from unionfs.overlay.copy_up import Work, empty_tree
 from unionfs.overlay.features import DEFAULTS, Features, Redirect
 from unionfs.overlay.layer import Layer
@@ -255,7 +256,7 @@ class _Check:
             for _, child, marks in _in_upper(tree, tree.root):
                 if self._form.whole and self._names.redirect in marks and child.directory is not None and child.directory.lowers:
                     for parent, name, _, inner in below(tree, child):
-                        self._check(os.path.join(parent.path(), name), name, marks_at(tree.place(inner)))
+                        self._check(os.path.join(parent.path(), name), name, marks_at(tree.descriptors.place(inner)))
         except OSError as exc:
             raise LayerError(
                 f"{printable(self._upper.where)}: {printable(exc.filename or b'')}: {exc.strerror}; see unionfs fsck"
@@ -312,17 +313,17 @@ def _settle_file(tree: Tree, entry: LayerEntry, node: Node, marks: dict[bytes, b
         return
     _bring_data_up(tree, node)
     if tree.stack.names.redirect in marks:  # of no use once the data are here
-        xattrs.discard(tree.place(node), tree.stack.names.redirect)
+        xattrs.discard(tree.descriptors.place(node), tree.stack.names.redirect)
 
 
 def _bring_data_up(tree: Tree, node: Node) -> None:
     """Have the file *node* and its data in upper."""
     names = tree.stack.names
     if node.layer is not tree.upper:
-        tree.bring_up(node)
-    elif tree.is_metacopy(node) or xattrs.find(tree.place(node), names.prefix + _TIMES) is not None:
-        with _times_kept(tree.place(node), names):
-            tree.bring_up(node)
+        bring_up(tree, node)
+    elif tree.descriptors.is_metacopy(node) or xattrs.find(tree.descriptors.place(node), names.prefix + _TIMES) is not None:
+        with _times_kept(tree.descriptors.place(node), names):
+            bring_up(tree, node)
 
 
 def _settle_directory(tree: Tree, entry: LayerEntry, node: Node, marks: dict[bytes, bytes], *, whole: bool) -> None:
@@ -331,8 +332,8 @@ def _settle_directory(tree: Tree, entry: LayerEntry, node: Node, marks: dict[byt
     if whole and names.redirect in marks:
         _make_whole(tree, node)
         if names.opaque not in marks:
-            xattrs.put(tree.place(node), names.opaque, OPAQUE)  # it may have had nothing below to begin with
-        xattrs.discard(tree.place(node), names.redirect)
+            xattrs.put(tree.descriptors.place(node), names.opaque, OPAQUE)  # it may have had nothing below to begin with
+        xattrs.discard(tree.descriptors.place(node), names.redirect)
     if directory.lowers:
         return
     assert node.parent is not None and node.parent.directory is not None
@@ -354,7 +355,7 @@ def _settle_directory(tree: Tree, entry: LayerEntry, node: Node, marks: dict[byt
 
 def _make_whole(tree: Tree, node: Node) -> None:
     """Make the directory *node* be upper's alone: all below it is brought up, then it is made opaque. At any moment it looks the same."""
-    tree.bring_up(node)
+    bring_up(tree, node)
     directory, names = node.directory, tree.stack.names
     assert directory is not None
     fd = tree.upper_fd(node)
@@ -364,7 +365,7 @@ def _make_whole(tree: Tree, node: Node) -> None:
             child.lookups += 1
             try:
                 if child.directory is None:
-                    tree.bring_name_up(child, node, name, entry)
+                    bring_name_up(tree, child, node, name, entry)
                     _bring_data_up(tree, child)
                 else:
                     _make_whole(tree, child)
@@ -385,7 +386,7 @@ def _link_all_names(tree: Tree) -> None:
         return
     for parent, name, entry, node in below(tree, tree.root):
         if tree.hard_links.is_copied(node):
-            tree.allowed(partial(tree.bring_name_up, node, parent, name, entry), parent, name)
+            tree.allowed(partial(bring_name_up, tree, node, parent, name, entry), parent, name)
 
 
 def _empty_index(stack: Stack) -> None:

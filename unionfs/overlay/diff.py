@@ -126,7 +126,8 @@ class _Comparison:
         assert pair.old is not None
         if self._old_layer[entry.source] is not was.source:
             return False
-        return self._after.directory_path(pair.new, entry.source) == self._before.directory_path(pair.old, was.source)
+        new, old = self._after.descriptors, self._before.descriptors
+        return new.directory_path(pair.new, entry.source) == old.directory_path(pair.old, was.source)
 
     def _old_directory(self, parent: Node | None, name: bytes, was: LayerEntry | None) -> Node | None:
         """The directory *name* as it was, None when there was none."""
@@ -158,7 +159,7 @@ def _with_hard_links(after: Tree, found: list[Change], index: frozenset[bytes]) 
             if entry.kind == stat.S_IFDIR:
                 todo.append((path, after.resolve(node, name, entry)[0]))
             elif entry.source is not after.stack.lowers[0] and b"/" + path not in told:
-                fd = after.directory_fd(node, entry.source)
+                fd = after.descriptors.directory_fd(node, entry.source)
                 if entry.source.stat(fd, name).st_nlink > 1 and entry_name(encode_origin(entry.source, fd, name)) in index:
                     yield Change(Kind.CHANGED, b"/" + path)
 

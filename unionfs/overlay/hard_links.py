@@ -5,8 +5,8 @@ in the union are further links of it. Not all of them need be links in upper: th
 follows from the index. The kernel makes a link of the name that a file is changed by. We are told numbers, not names, so every name that is
 known becomes one: who reads upper without its index, to pack it or at a mount with index=off, finds the change by the name it was made by.
 
-What the tree does for such a node: ``resolve`` instead of making a node, ``draft_marks`` and ``publish`` in copying up, ``bring_names_up``
-before the file is changed, ``bring_name_up`` before a name is, ``drop_name`` after it is gone.
+What the tree does for such a node: ``resolve`` instead of making a node, ``drop_name`` after a name is gone. What bring_up.py does:
+``draft_marks`` and ``publish`` in copying up, ``link_up`` of all known names before the file is changed, and of a name before that is.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class HardLinks:
         self.directory.directory.impure = (upper,)  # so is any directory that gets a link of something in it
         self._nodes: dict[bytes, Node] = {}
         self._ties: dict[int, _Tie] = {}
-
-    def open_directory(self) -> int:
-        """A new descriptor of the index."""
-        return os.dup(self._index.fd)
 
     def forget(self, node: Node) -> None:
         """*node* is dead, or a file like any other from now on."""
@@ -98,7 +94,7 @@ class HardLinks:
             st = tree.stat(node)
             data = self._data_of_copy(parent, name, entry, node, data)
         if data is not None:
-            tree.note_data(node, data)
+            tree.descriptors.data[node.ino] = data
         return node, st
 
     def _origin(self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result) -> bytes | None:
@@ -106,7 +102,7 @@ class HardLinks:
         tree, names = self._tree, self._tree.stack.names
         if names.userxattr and not stat.S_ISREG(st.st_mode):  # can carry no marks
             return None
-        fd = tree.directory_fd(parent, entry.source)
+        fd = tree.descriptors.directory_fd(parent, entry.source)
         if entry.source is self._upper:
             assert parent.directory is not None
             return entry.source.attribute(fd, name, names.origin) or None if self._upper in parent.directory.impure else None
@@ -127,9 +123,9 @@ class HardLinks:
         """Where the data of the copy are, if it is a metacopy."""
         if entry.source is self._upper:
             return data
-        if xattrs.find(self._tree.place(node), self._tree.stack.names.metacopy) is None:
+        if xattrs.find(self._tree.descriptors.place(node), self._tree.stack.names.metacopy) is None:
             return None
-        above = self._tree.directory_path(parent, entry.source)
+        above = self._tree.descriptors.directory_path(parent, entry.source)
         return data or Data(entry.source, above + b"/" + name if above else name)
 
     def links(self, node: Node, st: os.stat_result) -> int:
@@ -172,11 +168,6 @@ class HardLinks:
         first[0].children += 1
         tree.bury(tree.nodes.reparent(node, self.directory, entry))
 
-    def bring_first_name_up(self, node: Node) -> None:
-        """*node* was just copied up: if it is tied, link the name it was asked for by."""
-        if self.is_copied(node) and node.links:
-            self._bring_up_if_there(node, *node.links[0])
-
     def prefer_name(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """If the tied *node* is still to be copied up, it is by this name."""
         if node.layer is self._upper or node.links is None or (node.parent is parent and node.name == name):
@@ -185,36 +176,13 @@ class HardLinks:
         node.links = [link for link in node.links if link != (parent, name)] + [(node.parent, node.name)]
         node.parent, node.name, node.layer = parent, name, entry.source  # the same file may lie in several lowers
 
-    def bring_name_up(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
-        """Make sure that this name of the tied *node* is one in upper (ovl_nlink_start)."""
-        tree = self._tree
-        self.prefer_name(node, parent, name, entry)
-        draft = tree.begin_copy_up(node, data=False)
-        if draft is not None:
-            draft.build()
-            tree.publish(node, draft)
-        if entry.source is not self._upper:
-            tree.copy_up_directory(parent)
-            self._link_up(node, parent, name, entry)
-
-    def bring_names_up(self, node: Node) -> None:
-        """*node*, in upper, is about to change: if it is tied, all its known names are to be links in upper."""
-        if node.ino in self._ties:
-            for parent, name in node.links or ():
-                self._bring_up_if_there(node, parent, name)
-
-    def _bring_up_if_there(self, node: Node, parent: Node, name: bytes) -> None:
-        entry = self._tree.find(parent, name)
-        if entry is not None:  # layers that were changed under us may have lost it
-            self.bring_name_up(node, parent, name, entry)
-
-    def _link_up(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
+    def link_up(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """Give the copy this name in upper, too (ovl_link_up).
 
         The mark nlink is at no moment wrong: it counts from the lower while the number of the copy's links changes.
         """
         tree, tie, index = self._tree, self._ties[node.ino], self._index
-        lower = entry.source.stat(tree.directory_fd(parent, entry.source), name).st_nlink
+        lower = entry.source.stat(tree.descriptors.directory_fd(parent, entry.source), name).st_nlink
         count = index.stat(node.name).st_nlink
         assert tie.more is not None
         shown = count + tie.more

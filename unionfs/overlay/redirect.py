@@ -12,10 +12,12 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 
+from unionfs.errors import error
 from unionfs.linux import files, xattrs
+from unionfs.overlay.bring_up import bring_name_up, bring_up
 from unionfs.overlay.features import Redirect
 from unionfs.overlay.node import LayerEntry, Node
-from unionfs.overlay.tree import Tree, error
+from unionfs.overlay.tree import Tree
 from unionfs.overlay.whiteout import OPAQUE, REDIRECT_MAX
 
 
@@ -43,7 +45,7 @@ def redirect_directory(tree: Tree, node: Node, new_dir: Node | None) -> None:
         if len(value) > REDIRECT_MAX:
             raise error(errno.EXDEV, node.name)
         try:
-            xattrs.put(tree.place(node), tree.stack.names.redirect, value)
+            xattrs.put(tree.descriptors.place(node), tree.stack.names.redirect, value)
         except OSError as exc:
             raise error(errno.EXDEV, node.name) if exc.errno in (errno.EOPNOTSUPP, errno.ENOSPC) else exc from None
         directory.redirect = value
@@ -68,16 +70,16 @@ def redirect_file(tree: Tree, node: Node) -> None:
 
     Where no redirect can be had its data are brought up.
     """
-    if not tree.is_metacopy(node):
+    if not tree.descriptors.is_metacopy(node):
         return
-    place, mark = tree.place(node), tree.stack.names.redirect
+    place, mark = tree.descriptors.place(node), tree.stack.names.redirect
     known = xattrs.find(place, mark)
     if known is not None and known.startswith(b"/"):
         return
     named = tree.name_of(node)
     value = None if named is None else os.path.join(_absolute(named[0]), known or named[1])
     if value is None or not may_redirect(tree) or len(value) > REDIRECT_MAX:
-        tree.bring_up(node)
+        bring_up(tree, node)
         return
     xattrs.put(place, mark, value)
 
@@ -100,10 +102,10 @@ def copy_up_whole(tree: Tree, node: Node) -> None:
 
     At any moment it looks the same; after a kill half way it is merely copied up.
     """
-    tree.bring_up(node)
+    bring_up(tree, node)
     for parent, name, entry, child in below(tree, node):
-        tree.bring_name_up(child, parent, name, entry)
-        tree.bring_up(child)
+        bring_name_up(tree, child, parent, name, entry)
+        bring_up(tree, child)
         if child.directory is not None:
             tree.allowed(partial(_shut, tree, child), child)
     tree.allowed(partial(_shut, tree, node), node)
@@ -135,7 +137,7 @@ def _shut(tree: Tree, node: Node) -> None:
     assert node.directory is not None
     if not node.directory.lowers:
         return
-    xattrs.put(tree.place(node), tree.stack.names.opaque, OPAQUE)
+    xattrs.put(tree.descriptors.place(node), tree.stack.names.opaque, OPAQUE)
     for entry in tree.index(node).entries.values():  # not before: until then a removed one needs a whiteout
         entry.below, entry.more = False, ()
     tree.forget_lowers(node)

@@ -115,7 +115,7 @@ class _Comparison:
         tree, node = self._tree, self._node
         assert node.directory is not None
         self.outdated.numbers.add(node.ino)
-        tree.forget_descriptors(node)
+        tree.descriptors.forget(node)
         index = node.directory.index
         if index is None:
             return
@@ -191,7 +191,7 @@ class _Comparison:
         return True
 
     def _examine(self, name: bytes, entry: LayerEntry) -> tuple[os.stat_result, tuple[Directory | None, Data | None, int]]:
-        fd = self._tree.directory_fd(self._node, entry.source)
+        fd = self._tree.descriptors.directory_fd(self._node, entry.source)
         st = entry.source.stat(fd, name)
         if entry.source.is_xattr_whiteout(fd, name, st, self._tree.stack.names):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

@@ -11,12 +11,14 @@ import os
 import stat
 from contextlib import nullcontext
 
+from unionfs.errors import error
 from unionfs.linux import files, xattrs
+from unionfs.overlay.bring_up import bring_name_up, bring_up, copy_up_directory
 from unionfs.overlay.copy_up import Work, empty_tree, remove_tree
 from unionfs.overlay.node import LayerEntry, Node, Orphan
 from unionfs.overlay.protection import APPEND, refuse
 from unionfs.overlay.redirect import copy_up_whole, fits, has_lower_part, may_redirect, redirect_directory, redirect_file
-from unionfs.overlay.tree import NAME_MAX, Tree, error
+from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.whiteout import OPAQUE
 
 _KNOWN = files.RENAME_NOREPLACE | files.RENAME_EXCHANGE
@@ -59,7 +61,7 @@ def _checked(
         raise error(errno.ENOENT, new)
     tree.refuse_removal(old_dir, old, source)
     if target is None:
-        refuse(tree.protection(new_dir), APPEND)
+        refuse(tree.descriptors.protection(new_dir), APPEND)
     else:
         tree.refuse_removal(new_dir, new, target)
     if flags & files.RENAME_EXCHANGE and target is not None:
@@ -101,12 +103,12 @@ def _make_movable(tree: Tree, node: Node, new_dir: Node | None) -> None:
     """Bring *node* up and let it say where its lower part is, if it has one; *new_dir*: its new directory, when that is another."""
     if node.directory is None:
         if node.layer is not tree.upper:
-            tree.bring_up(node, data=False)
+            bring_up(tree, node, data=False)
         redirect_file(tree, node)
     elif not has_lower_part(tree, node):
         pass
     elif may_redirect(tree):
-        tree.bring_up(node)
+        bring_up(tree, node)
         redirect_directory(tree, node, new_dir)
     else:
         copy_up_whole(tree, node)
@@ -119,10 +121,10 @@ def _make_opaque(tree: Tree, parent: Node, name: bytes) -> None:
 def _move(
     tree: Tree, old_dir: Node, old: bytes, source: LayerEntry, node: Node, new_dir: Node, new: bytes, target: LayerEntry | None
 ) -> None:
-    tree.copy_up_directory(new_dir)
-    tree.bring_name_up(node, old_dir, old, source)
+    copy_up_directory(tree, new_dir)
+    bring_name_up(tree, node, old_dir, old, source)
     if target is not None and isinstance(target.node, Node):
-        tree.bring_name_up(target.node, new_dir, new, target)
+        bring_name_up(tree, target.node, new_dir, new, target)
     _make_movable(tree, node, new_dir if old_dir is not new_dir else None)
     tree.settle_whiteout(old_dir, old)
     tree.settle_whiteout(new_dir, new)
@@ -134,12 +136,12 @@ def _move(
     victim = target.node if target is not None and isinstance(target.node, Node) else None
     orphan: Orphan | None = None
     if victim is not None and tree.is_last_name(victim):
-        orphan = tree.prepare_orphan(victim, new_dir, new, replaced=True)
+        orphan = tree.orphans.prepare(victim, new_dir, new, replaced=True)
     try:
         _move_in_upper(tree, old_dir, old, source, new_dir, new, target)
     except BaseException:
         if orphan is not None:
-            tree.abandon_orphan(orphan)
+            tree.orphans.abandon(orphan)
         raise
     tree.index(old_dir).remove(old)
     if source.below:
@@ -243,9 +245,9 @@ def _exchange(
     tree: Tree, one: tuple[Node, bytes, LayerEntry, Node], other: tuple[Node, bytes, LayerEntry, Node]
 ) -> None:
     for parent, _, _, _ in (one, other):  # a redirect marks the new parent, too
-        tree.copy_up_directory(parent)
+        copy_up_directory(tree, parent)
     for (parent, name, entry, node), (new_parent, _, _, _) in ((one, other), (other, one)):
-        tree.bring_name_up(node, parent, name, entry)
+        bring_name_up(tree, node, parent, name, entry)
         _make_movable(tree, node, new_parent if parent is not new_parent else None)
     tree.settle_whiteout(one[0], one[1])
     tree.settle_whiteout(other[0], other[1])

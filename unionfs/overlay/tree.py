@@ -1,6 +1,8 @@
-"""From numbers and names to backing objects: nodes, directory indexes, descriptors, and bringing an object up.
+"""From numbers and names to nodes: the live nodes, the merged entries of directories, attributes.
 
-The verbs in union.py and rename.py stand on this. Where a verb changes upper, the methods here keep the index in step with it.
+The verbs in union.py and rename.py stand on this, redirect.py and bring_up.py between them, and what compares or rewrites layers:
+refresh.py, check.py, convert.py, diff.py. Where a verb changes upper, the methods here keep the index in step with it. The objects behind
+the nodes are opened in descriptors.py; how those without a name live on is in orphans.py.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from unionfs.errors import error
 from unionfs.linux import files, xattrs
-from unionfs.overlay.backing import FdCache, share_of_descriptors
-from unionfs.overlay.copy_up import DataDraft, Draft, Work, decode_origin, encode_origin
+from unionfs.overlay.backing import share_of_descriptors
+from unionfs.overlay.copy_up import DataDraft, Work, decode_origin, encode_origin
+from unionfs.overlay.descriptors import Descriptors
 from unionfs.overlay.hard_links import HardLinks
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.lookup import Data, data_of, lower_directories
 from unionfs.overlay.merge import merge
 from unionfs.overlay.node import ROOT_INO, Directory, Index, LayerEntry, Node, NodeTable, Orphan
+from unionfs.overlay.orphans import Orphans
 from unionfs.overlay.owners import changed
-from unionfs.overlay.protection import APPEND, decode, encode, refuse
+from unionfs.overlay.protection import refuse
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
 from unionfs.overlay.watch import Watcher
@@ -31,11 +36,6 @@ from unionfs.overlay.whiteout import IMPURE, OPAQUE
 Result = TypeVar("Result")
 
 NAME_MAX = 255
-
-
-def error(code: int, what: bytes | None = None) -> OSError:
-    """The OSError (of the right subclass) for *code*."""
-    return OSError(code, os.strerror(code), what)
 
 
 class Tree:
@@ -49,18 +49,12 @@ class Tree:
         self.lender = Lender(stack.upper)
         self.nodes = NodeTable()
         share = share_of_descriptors(used=len(stack.lowers) + 32)
-        self._directories: FdCache[tuple[Node, Layer]] = FdCache(share)
-        self._files: FdCache[tuple[int, bool]] = FdCache(share)
-        #: O_PATH descriptors of objects that no path may stand for; by number, and whether of the writable copy.
-        self._objects: FdCache[tuple[int, bool]] = FdCache(share)
-        #: Where the data of metacopies are, by number.
-        self._data: dict[int, Data] = {}
+        self.descriptors = Descriptors(stack, self.lender, share)
+        self.orphans = Orphans(stack, self.descriptors, share)
         #: Directories whose time of last change copying up has moved on, which whoever remembers attributes has to learn.
         self.restamped: set[Node] = set()
         #: Those whose data are on their way up, in a thread or about to be.
-        self._filling: dict[Node, DataDraft] = {}
-        self._orphan_fds = 0
-        self._orphan_limit = share
+        self.filling: dict[Node, DataDraft] = {}
         #: Told of every directory that is read, when the lowers may change.
         self.watcher: Watcher | None = None
         layers = (*((stack.upper,) if stack.upper else ()), *stack.lowers)
@@ -72,6 +66,8 @@ class Tree:
         self.root = root
         #: None unless hard links of the lowers stay one file.
         self.hard_links = None if stack.index is None else HardLinks(self, stack.index, self.upper)
+        if self.hard_links is not None:
+            self.descriptors.index_directory = self.hard_links.directory
 
     def _merged_roots(self, layers: tuple[Layer, ...]) -> Iterator[Layer]:
         """The lowers of the root."""
@@ -81,35 +77,7 @@ class Tree:
             if layer.has_opaque_root(self.stack.names):
                 return
 
-    # -- descriptors -----------------------------------------------------------------------------------------------------
-
-    def directory_fd(self, node: Node, layer: Layer) -> int:
-        """O_PATH descriptor of *layer*'s copy of the directory *node*; borrowed from a cache, for use within one verb."""
-        if node.parent is None and node.orphan is None:
-            return layer.root_fd
-        key = (node, layer)
-        fd = self._directories.get(key)
-        if fd is None:
-            fd = self._open_directory(node, layer)
-            self._directories.put(key, fd)
-        return fd
-
-    def _open_directory(self, node: Node, layer: Layer) -> int:
-        if node.orphan is not None:
-            raise error(errno.ENOENT, node.name)
-        if self.hard_links is not None and node is self.hard_links.directory:
-            return self.hard_links.open_directory()
-        return layer.open_directory(self.directory_path(node, layer))
-
-    def directory_path(self, node: Node, layer: Layer) -> bytes:
-        """Where *layer* has the directory *node*."""
-        if layer is self.stack.upper:
-            return node.path()
-        assert node.directory is not None
-        for lower, path in node.directory.lowers:
-            if lower is layer:
-                return path
-        raise error(errno.ESTALE, node.name)
+    # -- upper -----------------------------------------------------------------------------------------------------------
 
     def allowed(self, step: Callable[[], Result], directory: Node, name: bytes | None = None) -> Result:
         """*step*, which is about *directory*, or *name* in it: again with bits lent where modes in upper forbid it (see unlocked.py)."""
@@ -125,7 +93,7 @@ class Tree:
 
     def upper_fd(self, node: Node) -> int:
         """``directory_fd`` of upper's copy; the directory must be in upper."""
-        return self.directory_fd(node, self.upper)
+        return self.descriptors.directory_fd(node, self.upper)
 
     @property
     def upper(self) -> Layer:
@@ -141,104 +109,17 @@ class Tree:
             raise error(errno.EROFS)
         return self.stack.work
 
-    def file_fd(self, node: Node, *, writable: bool) -> int:
-        """A descriptor of the data of the regular file *node*, borrowed as ``directory_fd``. Writable only when the file is in upper."""
-        fd = self._files.get((node.ino, True))
-        if fd is not None:
-            return fd
-        if not writable:
-            return self._files.open((node.ino, False), lambda: self._open_file(node, os.O_RDONLY))
-        fd = self._open_file(node, os.O_RDWR | (os.O_APPEND if self.protection(node) & APPEND else 0))
-        self._files.put((node.ino, True), fd)
-        self._files.drop((node.ino, False))
-        return fd
+    def mark_impure(self, directory: Node) -> None:
+        """Note on upper's copy of *directory* that it holds objects with an origin: only there is it looked for (ovl_set_impure)."""
+        assert directory.directory is not None
+        if self.upper not in directory.directory.impure:
+            xattrs.put(files.path_at(self.upper_fd(directory), b""), self.stack.names.impure, IMPURE)
+            directory.directory.impure += (self.upper,)
 
-    def keep_file(self, node: Node, fd: int) -> None:
-        """Cache *fd*, open for reading and writing, as the data of *node*."""
-        self._files.put((node.ino, True), fd)
-
-    def _open_file(self, node: Node, flags: int) -> int:
-        try:
-            return self._open_allowed(node, flags)
-        except PermissionError as exc:
-            above = () if node.parent is None else (node.parent,)
-            return self.lender.retry(exc, partial(self._open_allowed, node, flags), above, lambda: [self.own_place(node)])
-
-    def own_place(self, node: Node) -> Node | Loose:
-        """*node*, or where in work it is."""
-        orphan = node.orphan
-        return node if orphan is None or orphan.work_name is None else (self.work.fd, orphan.work_name)
-
-    def _open_allowed(self, node: Node, flags: int) -> int:
-        orphan = node.orphan
-        if flags == os.O_RDONLY and (data := self._data.get(node.ino)) is not None:
-            return self._open_data(data)
-        if orphan is None:
-            assert node.parent is not None
-            return node.layer.open_file(self.directory_fd(node.parent, node.layer), node.name, flags)
-        if orphan.fd >= 0:
-            return files.reopen(orphan.fd, flags)
-        if orphan.work_name is not None:
-            return os.open(orphan.work_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
-        with self._orphan_directory(node) as (dir_fd, name):
-            return node.layer.open_file(dir_fd, name, flags)
-
-    def _open_data(self, data: Data) -> int:
-        """The data of a metacopy, for reading. EIO when no data-only layer has them as a regular file (ovl_maybe_lookup_lowerdata)."""
-        parent, _, name = data.path.rpartition(b"/")
-        for layer in self.stack.data if data.layer is None else (data.layer,):
-            try:
-                directory = layer.open_directory(parent)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            try:
-                if stat.S_ISREG(layer.stat(directory, name).st_mode):
-                    return layer.open_file(directory, name, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            finally:
-                os.close(directory)
-        raise error(errno.EIO, data.path)
-
-    def is_metacopy(self, node: Node) -> bool:
-        """Whether the data of *node* are not with its topmost copy."""
-        return node.ino in self._data
-
-    @contextmanager
-    def _orphan_directory(self, node: Node) -> Iterator[tuple[int, bytes]]:
-        """(directory descriptor, name) of an orphan that lives on in a lower; ESTALE for one that does not live on."""
-        assert node.orphan is not None
-        if node.orphan.path is None:
-            raise error(errno.ESTALE, node.name)
-        parent, _, name = node.orphan.path.rpartition(b"/")
-        fd = node.layer.open_directory(parent)
-        try:
-            yield fd, name
-        finally:
-            os.close(fd)
-
-    def place(self, node: Node) -> bytes:
-        """A ``files.path_at`` path of *node*'s topmost copy, valid within one verb. EOPNOTSUPP for a mount point in no private clone."""
-        orphan = node.orphan
-        if orphan is None:
-            if node.parent is None:
-                return files.path_at(node.layer.root_fd, b"")
-            if node.layer.private:
-                return files.path_at(self.directory_fd(node.parent, node.layer), node.name)
-        elif orphan.fd >= 0:
-            return files.path_at(orphan.fd, b"")
-        elif orphan.work_name is not None:
-            return files.path_at(self.work.fd, orphan.work_name)
-        try:
-            fd = self._objects.open((node.ino, node.layer is self.stack.upper), lambda: self._open_file(node, os.O_PATH))
-        except OSError as exc:
-            raise error(errno.EOPNOTSUPP) if exc.errno == errno.EXDEV else exc from None
-        return files.path_at(fd, b"")
-
-    @property
-    def open_descriptors(self) -> int:
-        """How many descriptors are held for nodes."""
-        return len(self._directories) + len(self._files) + len(self._objects) + self._orphan_fds
+    def pass_on_impurity(self, source: Node, target: Node) -> None:
+        """An object of *source* comes to *target*: if it may have an origin, *target* has to say so."""
+        if source.directory is not None and self.upper in source.directory.impure:
+            self.mark_impure(target)
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
@@ -246,20 +127,20 @@ class Tree:
         """lstat of *node*'s topmost copy. Number and link count for the user: ``node.shown`` and ``links``."""
         orphan = node.orphan
         if orphan is not None:
-            path = self.place(node)
+            path = self.descriptors.place(node)
             return node.layer.ownership.read(os.stat(path, follow_symlinks=files.is_descriptor(path)), path)
         if node.parent is None:
             return node.layer.root_stat()
         try:
-            st = node.layer.stat(self.directory_fd(node.parent, node.layer), node.name)
+            st = node.layer.stat(self.descriptors.directory_fd(node.parent, node.layer), node.name)
         except PermissionError as exc:
             return self.lender.retry(exc, partial(self.stat, node), [node.parent], lambda: ())
-        return self._with_blocks(node, st) if node.ino in self._data else st
+        return self._with_blocks(node, st) if node.ino in self.descriptors.data else st
 
     def _with_blocks(self, node: Node, st: os.stat_result) -> os.stat_result:
         """Attributes of a metacopy with the space that its data take, as far as that is known (ovl_getattr)."""
         try:
-            return changed(st, st_blocks=os.fstat(self.file_fd(node, writable=False)).st_blocks)
+            return changed(st, st_blocks=os.fstat(self.descriptors.file_fd(node, writable=False)).st_blocks)
         except OSError:
             return st
 
@@ -287,38 +168,14 @@ class Tree:
             return False
         return len(directory.lowers) > 1 or node.layer is not directory.lowers[0][0]
 
-    def protection(self, node: Node) -> int:
-        """The file attributes of *node* that forbid changes: read once, as nobody else may change the layers."""
-        if node.protection is None:
-            if node.parent is None:  # an orphan has none, or it would still have its name
-                node.protection = 0 if node.orphan is not None else self._protection(node.layer, node.layer.root_fd, b"")
-            else:
-                node.protection = self.allowed(partial(self._named_protection, node, node.parent), node.parent)
-        return node.protection
-
-    def _named_protection(self, node: Node, parent: Node) -> int:
-        return self._protection(node.layer, self.directory_fd(parent, node.layer), node.name)
-
-    def _protection(self, layer: Layer, dir_fd: int, name: bytes) -> int:
-        found = layer.protection(dir_fd, name)
-        if layer is self.stack.upper:
-            try:
-                kept = layer.attribute(dir_fd, name, self.stack.names.protattr) if name else xattrs.find(
-                    files.path_at(dir_fd, b""), self.stack.names.protattr
-                )  # fmt: skip
-            except PermissionError:  # a user's file without a mode
-                kept = None
-            return found if kept is None else decode(kept)
-        return found
-
     def refuse_removal(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """EPERM when file attributes forbid taking *name* out of *parent* (may_delete)."""
-        refuse(self.protection(parent))
+        refuse(self.descriptors.protection(parent))
         node = entry.node
         if isinstance(node, Node):
-            refuse(self.protection(node))
+            refuse(self.descriptors.protection(node))
         else:
-            refuse(self._protection(entry.source, self.directory_fd(parent, entry.source), name))
+            refuse(self.descriptors.protection_at(entry.source, self.descriptors.directory_fd(parent, entry.source), name))
 
     # -- names -----------------------------------------------------------------------------------------------------------
 
@@ -358,7 +215,7 @@ class Tree:
             yield upper, self._upper_listing(node, upper, whiteouts)
         for layer, _ in directory.lowers:
             try:
-                fd = self.directory_fd(node, layer)
+                fd = self.descriptors.directory_fd(node, layer)
             except OSError as exc:
                 if exc.errno == errno.EXDEV:  # a mount point, in a layer that is no private clone
                     continue
@@ -375,7 +232,7 @@ class Tree:
 
     def _upper_listing(self, node: Node, upper: Layer, whiteouts: set[bytes]) -> Iterator[tuple[bytes, int]]:
         assert node.directory is not None
-        for name, kind in self._listing(node.directory, upper, self.directory_fd(node, upper)):
+        for name, kind in self._listing(node.directory, upper, self.descriptors.directory_fd(node, upper)):
             if not kind:
                 whiteouts.add(name)
             yield name, kind
@@ -431,7 +288,7 @@ class Tree:
         node = entry.node
         if isinstance(node, Node):
             return node, self.fresh_stat(node)
-        fd = self.directory_fd(parent, entry.source)
+        fd = self.descriptors.directory_fd(parent, entry.source)
         try:
             st = entry.source.stat(fd, name)
         except FileNotFoundError:
@@ -453,13 +310,13 @@ class Tree:
                 return known, st
         node = self._enter(Node(number, parent, name, entry.source, directory), entry, st)
         if data is not None:
-            self._data[node.ino] = data
+            self.descriptors.data[node.ino] = data
             st = self._with_blocks(node, st)
         return node, st
 
     def made(self, parent: Node, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
         """The node of what has just been made in upper, and its attributes: it has no lower part and no marks, so none are looked for."""
-        st = entry.source.stat(self.directory_fd(parent, entry.source), name)
+        st = entry.source.stat(self.descriptors.directory_fd(parent, entry.source), name)
         directory = Directory(()) if entry.kind == stat.S_IFDIR else None
         node = Node(self.nodes.natural(st.st_dev, st.st_ino), parent, name, entry.source, directory)
         node.protection = 0
@@ -478,10 +335,6 @@ class Tree:
         directory = self._merged_directory(parent, name, entry) if stat.S_ISDIR(st.st_mode) else None
         return directory, self._data_of(parent, name, entry, st), self._number(parent, name, entry, st, directory)
 
-    def note_data(self, node: Node, data: Data) -> None:
-        """*node* is a metacopy."""
-        self._data[node.ino] = data
-
     def _forget_whiteout(self, parent: Node, name: bytes, entry: LayerEntry) -> None:
         """*entry* is a whiteout in a directory that does not say it has such: the kernel lists it and finds nothing, here it then goes."""
         index = self.index(parent)
@@ -493,7 +346,8 @@ class Tree:
         above = parent.directory
         assert above is not None
         sources = (entry.source, *entry.more)
-        return Directory(*lower_directories(self.stack, above.lowers, lambda layer: self.directory_fd(parent, layer), name, sources))
+        fd_in = partial(self.descriptors.directory_fd, parent)
+        return Directory(*lower_directories(self.stack, above.lowers, fd_in, name, sources))
 
     def _data_of(self, parent: Node, name: bytes, entry: LayerEntry, st: os.stat_result) -> Data | None:
         """Where the data of a metacopy are; None for anything else.
@@ -506,7 +360,7 @@ class Tree:
         hollow = st.st_size and not st.st_blocks
         if not stat.S_ISREG(st.st_mode) or not (hollow or self.stack.features.metacopy or self.stack.data or source in above.impure):
             return None
-        marks = source.marks(self.directory_fd(parent, source), name, self.stack.names)
+        marks = source.marks(self.descriptors.directory_fd(parent, source), name, self.stack.names)
         return data_of(self.stack, above.lowers, source, name, marks) if self.stack.names.metacopy in marks else None
 
     def _number(
@@ -520,7 +374,7 @@ class Tree:
             if directory.lowers and directory.lowers[0][0] is not entry.source:
                 st = self._stat_lower(*directory.lowers[0])
         elif entry.source is self.stack.upper and parent.directory is not None and entry.source in parent.directory.impure:
-            value = entry.source.attribute(self.directory_fd(parent, entry.source), name, self.stack.names.origin)
+            value = entry.source.attribute(self.descriptors.directory_fd(parent, entry.source), name, self.stack.names.origin)
             origin = (decode_origin(value, self.stack.lowers) or self.unmoved_origin(parent, name, value)) if value else None
             if origin is not None and origin.st_nlink == 1:
                 st = origin
@@ -550,7 +404,7 @@ class Tree:
         """The lower object an ``origin`` names, for who may not open by handle: found only if it lies where it was copied up from."""
         assert parent.directory is not None
         for layer, _ in parent.directory.lowers:
-            fd = self.directory_fd(parent, layer)
+            fd = self.descriptors.directory_fd(parent, layer)
             try:
                 st = layer.stat(fd, name)
             except OSError:
@@ -573,16 +427,11 @@ class Tree:
         """*node*, a file in upper, has this name too."""
         entry.node = node
         if node.parent is None:
-            self._drop_orphan(node)
+            self.orphans.drop(node)
             self.nodes.reparent(node, parent, name)
             return
         node.links = [*(node.links or ()), (parent, name)]
         parent.children += 1
-
-    def bring_name_up(self, node: Node, parent: Node, name: bytes, entry: LayerEntry) -> None:
-        """Make sure that this very name of *node* is in upper, if it is one of several that are one file in a lower."""
-        if self.hard_links is not None and self.hard_links.is_tied(node):
-            self.hard_links.bring_name_up(node, parent, name, entry)
 
     def is_last_name(self, node: Node) -> bool:
         """Whether *node* will be an orphan when a name of it, one in upper if it is tied to others, goes."""
@@ -614,47 +463,25 @@ class Tree:
         self.bury(self.nodes.reap(parent))
         return True
 
-    # -- objects without a name ------------------------------------------------------------------------------------------
-
-    def prepare_orphan(self, node: Node, parent: Node, name: bytes, *, replaced: bool = False) -> Orphan:
-        """How *node* will live on once *name* in *parent* is gone.
-
-        A lower object needs nothing but its path; an upper one a descriptor, or beyond a bound a place in work: then ``work_name`` is set.
-        A file has that name at once, besides its own; a directory is to be moved there instead of being removed (one that is *replaced* by
-        another, which is rare, gets its descriptor all the same).
-        """
-        upper = self.stack.upper
-        if node.layer is not upper or upper is None:
-            above = self.directory_path(parent, node.layer)
-            return Orphan(path=above + b"/" + name if above else name)
-        if self._orphan_fds >= self._orphan_limit and not (replaced and node.directory is not None):
-            kept = self.work.name()
-            if node.directory is None:
-                fd = self.directory_fd(parent, upper)
-                os.link(name, kept, src_dir_fd=fd, dst_dir_fd=self.work.fd, follow_symlinks=False)
-            return Orphan(work_name=kept, links=1)
-        return Orphan(fd=upper.open_file(self.directory_fd(parent, upper), name, os.O_PATH))
+    # -- what nodes hold -------------------------------------------------------------------------------------------------
 
     def make_orphan(self, node: Node, orphan: Orphan) -> None:
         """*node* has no name any more and lives on as *orphan* says."""
-        node.orphan = orphan
-        self._orphan_fds += orphan.fd >= 0
-        self._drop_objects(node)
+        self.orphans.keep(node, orphan)
+        self.descriptors.drop_objects(node)
         if self.hard_links is not None:
             self.hard_links.forget(node)
         if node.directory is not None:
-            self._drop_directory_fds(node)
+            self.descriptors.drop_directories(node)
             self._unwatch(node)
         self.bury(self.nodes.reparent(node, None, node.name))
 
     def lose(self, node: Node) -> None:
         """*node* was taken out of the layers under us. A file goes on with the descriptor that is cached of its data, if there is one."""
-        self._data.pop(node.ino, None)
-        fd = self._files.take((node.ino, True))
-        if fd is None:
-            fd = self._files.take((node.ino, False))
-        self.forget_descriptors(node)
-        if fd is not None and self._orphan_fds >= self._orphan_limit:
+        self.descriptors.data.pop(node.ino, None)
+        fd = self.descriptors.take_file(node)
+        self.descriptors.forget(node)
+        if fd is not None and self.orphans.held >= self.orphans.limit:
             os.close(fd)
             fd = None
         if node.directory is not None:
@@ -664,50 +491,31 @@ class Tree:
 
     def moved(self, node: Node, layer: Layer, directory: Directory | None, data: Data | None) -> None:
         """*node* has its topmost copy in *layer* from now on, and the lower parts of *directory*, or its data at *data*."""
-        self.forget_descriptors(node)
+        self.descriptors.forget(node)
         node.layer = layer
         if node.directory is not None and directory is not None:
             if node.directory.lowers != directory.lowers:
                 self._unwatch(node)
             node.directory.lowers, node.directory.redirect = directory.lowers, directory.redirect
         elif data is not None:
-            self._data[node.ino] = data
+            self.descriptors.data[node.ino] = data
         else:
-            self._data.pop(node.ino, None)
+            self.descriptors.data.pop(node.ino, None)
 
-    def forget_descriptors(self, node: Node) -> None:
-        """Close what is cached of *node*: it is opened anew when it is needed."""
-        self._files.drop((node.ino, True))
-        self._files.drop((node.ino, False))
-        self._drop_objects(node)
-        if node.directory is not None:
-            self._drop_directory_fds(node)
-
-    def abandon_orphan(self, orphan: Orphan) -> None:
-        """Undo ``prepare_orphan``: the name stays after all."""
-        if orphan.fd >= 0:
-            os.close(orphan.fd)
-        if orphan.work_name is not None:
-            self.work.discard(orphan.work_name)
-
-    def _drop_orphan(self, node: Node) -> None:
-        orphan = node.orphan
-        if orphan is None:
-            return
-        node.orphan = None
-        if orphan.fd >= 0:
-            os.close(orphan.fd)
-            self._orphan_fds -= 1
-        if orphan.work_name is not None:
-            self.work.discard(orphan.work_name)
+    def forget_lowers(self, node: Node) -> None:
+        """The directory *node* is upper's alone from now on."""
+        assert node.directory is not None
+        self.descriptors.drop_directories(node)
+        self._unwatch(node)
+        node.directory.lowers, node.directory.redirect = (), None
 
     def bury(self, dead: list[Node]) -> None:
         """Give back all that the removed nodes *dead* held."""
         for node in dead:
-            self._data.pop(node.ino, None)
-            self._filling.pop(node, None)
-            self.forget_descriptors(node)
-            self._drop_orphan(node)
+            self.descriptors.data.pop(node.ino, None)
+            self.filling.pop(node, None)
+            self.descriptors.forget(node)
+            self.orphans.drop(node)
             self._unwatch(node)
             if self.hard_links is not None:
                 self.hard_links.forget(node)
@@ -726,210 +534,16 @@ class Tree:
         if self.watcher is not None and node.directory is not None:
             self.watcher.forget(node)
 
-    def _drop_objects(self, node: Node) -> None:
-        self._objects.drop((node.ino, True))
-        self._objects.drop((node.ino, False))
-
-    def _drop_directory_fds(self, node: Node) -> None:
-        assert node.directory is not None
-        for layer, _ in node.directory.lowers:
-            self._directories.drop((node, layer))
-        if self.stack.upper is not None:
-            self._directories.drop((node, self.stack.upper))
-
-    # -- bringing objects up ---------------------------------------------------------------------------------------------
-
-    def copy_up_directory(self, node: Node) -> None:
-        """Make sure the directory *node* is in upper, its parents first."""
-        upper = self.upper
-        if node.layer is upper:
-            return
-        if node.parent is None:
-            raise error(errno.ENOENT, node.name)
-        self.copy_up_directory(node.parent)
-        draft = self._draft(node, self.fresh_stat(node), 0)
-        draft.build()
-        self.publish(node, draft)
-
-    def bring_up(self, node: Node, size: int | None = None, *, data: bool = True) -> None:
-        """Make sure *node* is in upper, its parents first; *size* and *data* as in ``begin_copy_up``."""
-        if node.layer is not self.upper or data and node.ino in self._data:
-            if node.directory is not None:
-                self.copy_up_directory(node)
-                return
-            draft = self.begin_copy_up(node, size, data=data)
-            if draft is not None:
-                draft.build()
-                self.publish(node, draft)
-        if self.hard_links is not None:
-            self.hard_links.bring_names_up(node)
-
-    def begin_copy_up(self, node: Node, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
-        """The Draft that will bring the non-directory *node* up, None when it is there; parents are brought up at once.
-
-        *size*: only so much data is wanted. Without *data* a metacopy will do. The caller builds the draft (in a thread if it likes), then
-        publishes it.
-        """
-        if node.layer is self.upper:
-            return self._data_draft(node, size) if data and node.ino in self._data else None
-        if node.parent is not None:
-            self.copy_up_directory(node.parent)
-        st = self.fresh_stat(node)
-        draft = self._draft(node, st, st.st_size if size is None else min(size, st.st_size))
-        if not data and self.stack.features.metacopy and node.parent is not None and stat.S_ISREG(st.st_mode):
-            draft.metacopy, draft.size, draft.sync = True, 0, self.stack.strict
-        elif node.ino in self._data and draft.size:
-            try:
-                draft.data = self._open_file(node, os.O_RDONLY)
-            except BaseException:
-                os.close(draft.source_dir)
-                raise
-        return draft
-
-    def _data_draft(self, node: Node, size: int | None) -> DataDraft:
-        """One at a time: a second would write the old data over what was written since the first was published."""
-        draft = self._filling.get(node)
-        if draft is None or draft.over:
-            draft = self._filling[node] = self._new_data_draft(node, size)
-        return draft
-
-    def _new_data_draft(self, node: Node, size: int | None) -> DataDraft:
-        whole = self.stat(node).st_size
-        source = self._open_file(node, os.O_RDONLY)
-        try:
-            target = self._open_file(node, os.O_RDWR)
-        except BaseException:
-            os.close(source)
-            raise
-        length = whole if size is None else min(size, whole)
-        return DataDraft(source, target, length, self.stack.names, self.stack.sync and length > 0)
-
-    def _draft(self, node: Node, st: os.stat_result, size: int) -> Draft:
-        names = self.stack.names
-        if node.parent is None:
-            with self._orphan_directory(node) as (dir_fd, name):
-                source = os.dup(dir_fd)
-        else:
-            name = node.name
-            source = os.dup(self.directory_fd(node.parent, node.layer))
-        tied, nlink = (None, None) if self.hard_links is None else self.hard_links.draft_marks(node, st)
-        shared = node.directory is None and st.st_nlink > 1  # copy-up breaks the link: the copy is an object of its own
-        holds_marks = not names.userxattr or stat.S_IFMT(st.st_mode) in (stat.S_IFREG, stat.S_IFDIR)  # xattr(7)
-        origin = encode_origin(node.layer, source, name) if holds_marks and not shared and node.parent is not None else None
-        sync = self.stack.strict or (self.stack.sync and size > 0)
-        kept = self.protection(node)
-        protattr = encode(kept) if kept else None
-        return Draft(
-            node.layer, source, name, st, size, self.work, self.work.name(), names, tied or origin, sync, nlink=nlink, protattr=protattr
-        )
-
-    def publish(self, node: Node, draft: Draft | DataDraft) -> None:
-        """Put the built *draft* in place of *node*'s lower object; the node goes on with upper's copy.
-
-        A node that lost its name meanwhile keeps its copy in work. The parent's times are restored, as the kernel does.
-        """
-        upper = self.upper
-        if isinstance(draft, DataDraft):
-            if self._filling.get(node) is draft:
-                del self._filling[node]
-                self._data.pop(node.ino, None)
-                self._files.drop((node.ino, False))
-            return
-        if node.layer is upper:  # somebody was faster
-            draft.discard()
-            return
-        data = self._place_of_data(node) if draft.metacopy else None
-        if node.parent is None or node.orphan is not None:
-            self._publish_orphan(node, draft)
-        else:
-            try:
-                if self.hard_links is not None and self.hard_links.is_tied(node):
-                    self.hard_links.publish(node, draft)
-                else:
-                    self._publish_allowed(node, node.parent, draft)
-            except BaseException:
-                self.work.discard(draft.work_name)
-                raise
-        node.layer = upper
-        if node.directory is None and draft.st.st_nlink > 1 and draft.origin is None and node.orphan is None:
-            st = self.stat(node)
-            node.shown = self.nodes.natural(st.st_dev, st.st_ino) or node.ino
-        if data is None:
-            self._data.pop(node.ino, None)
-            self._files.drop((node.ino, False))
-        else:
-            self._data[node.ino] = data
-        if self.hard_links is not None:
-            self.hard_links.bring_first_name_up(node)
-        if self.stack.strict and node.parent is not None:  # last: an error is told when all is as it is on disk
-            files.sync_directory(self.upper_fd(node.parent))
-
-    def _place_of_data(self, node: Node) -> Data:
-        known = self._data.get(node.ino)
-        if known is not None:
-            return known
-        if node.orphan is not None and node.orphan.path is not None:  # it lost its name while the copy was built
-            return Data(node.layer, node.orphan.path)
-        assert node.parent is not None
-        above = self.directory_path(node.parent, node.layer)
-        return Data(node.layer, above + b"/" + node.name if above else node.name)
-
-    def _publish_allowed(self, node: Node, parent: Node, draft: Draft) -> None:
-        try:
-            self._publish_named(node, parent, draft)
-        except PermissionError as exc:
-            made = self.work.fd, draft.work_name
-            self.lender.retry(exc, partial(self._publish_named, node, parent, draft), [parent], lambda: [made])
-
-    def _publish_named(self, node: Node, parent: Node, draft: Draft) -> None:
-        upper = self.upper
-        parent_fd = self.directory_fd(parent, upper)
-        parent_path = files.path_at(parent_fd, b"")
-        times = os.fstat(parent_fd)
-        if draft.origin or draft.metacopy:
-            self.mark_impure(parent)
-        files.renameat2(self.work.fd, draft.work_name, parent_fd, node.name)
-        with suppress(OSError):  # the copy is there: what is remembered has to follow
-            files.utimens(parent_path, times.st_atime_ns, times.st_mtime_ns)
-        self.restamped.add(parent)
-        if node.directory is not None:
-            self.restamped.add(node)
-        entry = self.index(parent).entries[node.name]
-        if node.directory is not None:
-            entry.more = (entry.source, *entry.more)
-        entry.source = upper
-        entry.below = True
-
-    def forget_lowers(self, node: Node) -> None:
-        """The directory *node* is upper's alone from now on."""
-        assert node.directory is not None
-        self._drop_directory_fds(node)
-        self._unwatch(node)
-        node.directory.lowers, node.directory.redirect = (), None
-
-    def mark_impure(self, directory: Node) -> None:
-        """Note on upper's copy of *directory* that it holds objects with an origin: only there is it looked for (ovl_set_impure)."""
-        assert directory.directory is not None
-        if self.upper not in directory.directory.impure:
-            xattrs.put(files.path_at(self.upper_fd(directory), b""), self.stack.names.impure, IMPURE)
-            directory.directory.impure += (self.upper,)
-
-    def pass_on_impurity(self, source: Node, target: Node) -> None:
-        """An object of *source* comes to *target*: if it may have an origin, *target* has to say so."""
-        if source.directory is not None and self.upper in source.directory.impure:
-            self.mark_impure(target)
-
-    def _publish_orphan(self, node: Node, draft: Draft) -> None:
-        self._drop_orphan(node)
-        node.orphan = Orphan(work_name=draft.work_name, links=1)
+    @property
+    def open_descriptors(self) -> int:
+        """How many descriptors are held for nodes."""
+        return len(self.descriptors) + self.orphans.held
 
     def close(self) -> None:
         """Close every descriptor the tree holds, not the layers', and remove what lived on in work."""
         for node in self.nodes:
-            self._drop_orphan(node)
-        self._directories.clear()
-        self._files.clear()
-        self._objects.clear()
+            self.orphans.drop(node)
+        self.descriptors.close()
         if self.watcher is not None:
             self.watcher.close()
 

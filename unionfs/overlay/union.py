@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from unionfs.errors import error
 from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
+from unionfs.overlay.bring_up import begin_copy_up, bring_name_up, bring_up, copy_up_directory, publish
 from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
@@ -30,7 +32,7 @@ from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.refresh import Outdated, refresh_directory
 from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
-from unionfs.overlay.tree import NAME_MAX, Tree, error
+from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.unlocked import Loose
 from unionfs.overlay.whiteout import OPAQUE
 
@@ -116,7 +118,7 @@ class Union:
             return result
 
         def ends() -> Iterator[Node | Loose | None]:
-            return (tree.own_place(node) if name is None else tree.upper_place(node, name) for node, name in objects)
+            return (tree.descriptors.own_place(node) if name is None else tree.upper_place(node, name) for node, name in objects)
 
         return tree.lender.retry(failure, shown, [node for node in ways if node is not None], ends)
 
@@ -198,7 +200,7 @@ class Union:
     @unlocking(0)
     def readlink(self, ino: int) -> bytes:
         """Target of the symlink *ino*."""
-        path = self.tree.place(self.tree.node(ino))
+        path = self.tree.descriptors.place(self.tree.node(ino))
         if files.is_descriptor(path):
             return os.readlink(b"", dir_fd=int(path.rpartition(b"/")[2]))
         return os.readlink(path)
@@ -269,11 +271,11 @@ class Union:
 
     def refuse_opening(self, ino: int, flags: int) -> None:
         """EPERM when file attributes forbid to open *ino* with *flags*: to be asked before anything is copied up for it."""
-        refuse_opening(self.tree.protection(self.tree.node(ino)), flags)
+        refuse_opening(self.tree.descriptors.protection(self.tree.node(ino)), flags)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes; fewer only at the end of the file."""
-        fd = self.tree.file_fd(self.tree.node(ino), writable=False)
+        fd = self.tree.descriptors.file_fd(self.tree.node(ino), writable=False)
         data = os.pread(fd, size, offset)
         while data and len(data) < size:
             more = os.pread(fd, size - len(data), offset + len(data))
@@ -284,7 +286,7 @@ class Union:
 
     def write(self, ino: int, offset: int, data: bytes) -> int:
         """Write all of *data*, or as much as fits; returns how much that was."""
-        fd = self.tree.file_fd(self._up(ino), writable=True)
+        fd = self.tree.descriptors.file_fd(self._up(ino), writable=True)
         written = os.pwrite(fd, data, offset)
         while written < len(data):
             try:
@@ -300,8 +302,8 @@ class Union:
         upper = self.stack.upper
         if node.layer is not upper or upper is None or not self.stack.sync:
             return None
-        if node.directory is None and not self.tree.is_metacopy(node):
-            return os.dup(self.tree.file_fd(node, writable=True))
+        if node.directory is None and not self.tree.descriptors.is_metacopy(node):
+            return os.dup(self.tree.descriptors.file_fd(node, writable=True))
         if node.orphan is not None:
             return None
         if node.directory is None:
@@ -322,10 +324,10 @@ class Union:
         *size*: it will be truncated to that. Without *data* only what is not its data will change. EPERM when file attributes forbid it.
         """
         node = self.tree.node(ino)
-        refuse(self.tree.protection(node), APPEND if data and size is None else 0)
+        refuse(self.tree.descriptors.protection(node), APPEND if data and size is None else 0)
         if node.directory is not None:
             return None
-        return self.tree.begin_copy_up(node, size, data=data)
+        return begin_copy_up(self.tree, node, size, data=data)
 
     def publish(self, ino: int, draft: Draft | DataDraft) -> None:
         """Put the built *draft* of *ino* in place; without the node (forgotten meanwhile) it is thrown away."""
@@ -333,7 +335,7 @@ class Union:
         if node is None:
             draft.discard()
         else:
-            self.tree.publish(node, draft)
+            publish(self.tree, node, draft)
 
     def take_restamped(self) -> list[int]:
         """Numbers of the directories whose time of last change has moved on since the last call, because something was copied up."""
@@ -343,7 +345,7 @@ class Union:
     def _up(self, ino: int, size: int | None = None, *, data: bool = True) -> Node:
         """*ino*, in upper; without *data* perhaps as a metacopy."""
         node = self.tree.node(ino)
-        self.tree.bring_up(node, size, data=data)
+        bring_up(self.tree, node, size, data=data)
         return node
 
     # -- attributes ------------------------------------------------------------------------------------------------------
@@ -357,14 +359,14 @@ class Union:
         node = self.tree.node(ino)
         if change.mode is not None and node.kind == stat.S_IFLNK:
             raise error(errno.EOPNOTSUPP)
-        protection = self.tree.protection(node)
+        protection = self.tree.descriptors.protection(node)
         if protection and change != Change():
             refuse(protection)
         tree = self.tree
-        tree.bring_up(node, change.size, data=change.size is not None)
+        bring_up(tree, node, change.size, data=change.size is not None)
         if change.size is not None:
-            os.ftruncate(tree.file_fd(node, writable=True), change.size)
-        path = tree.place(node)
+            os.ftruncate(tree.descriptors.file_fd(node, writable=True), change.size)
+        path = tree.descriptors.place(node)
         uid, gid = self._stored_owner(change.uid, change.gid)
         node.layer.ownership.change(path, uid, gid, change.mode)
         if change.atime_ns is not None or change.mtime_ns is not None:
@@ -388,7 +390,7 @@ class Union:
         node = self.tree.node(ino)
         stored = self._stored(name, node.layer)
         try:
-            value = xattrs.get(self.tree.place(node), stored)
+            value = xattrs.get(self.tree.descriptors.place(node), stored)
         except OSError as exc:
             absent = exc.errno == errno.EOPNOTSUPP and name in (ACCESS, DEFAULT)
             if absent or exc.errno == errno.EOVERFLOW and name == CAPABILITY:  # of an idmapped layer: counts for nobody here
@@ -429,7 +431,7 @@ class Union:
         """All names, as a user of the mount sees them."""
         node = self.tree.node(ino)
         try:
-            own = map(node.layer.ownership.shown, xattrs.names(self.tree.place(node)))
+            own = map(node.layer.ownership.shown, xattrs.names(self.tree.descriptors.place(node)))
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:  # a mount point, which is not to be asked
                 return []
@@ -443,10 +445,10 @@ class Union:
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
         self._stored(name, self.tree.node(ino).layer)  # before anything is copied up
-        refuse(self.tree.protection(self.tree.node(ino)))
+        refuse(self.tree.descriptors.protection(self.tree.node(ino)))
         value = self._stored_value(name, value)
         node = self._up(ino, data=False)
-        path = self.tree.place(node)
+        path = self.tree.descriptors.place(node)
         xattrs.put(path, self._stored(name, node.layer), value, flags)
         if name == ACCESS:
             node.layer.ownership.follow_acl(path, value)
@@ -456,12 +458,12 @@ class Union:
         """Remove one; ENODATA without it, and then nothing is copied up. An object in upper need not have the ACL that is removed."""
         node = self.tree.node(ino)
         stored = self._stored(name, node.layer)
-        refuse(self.tree.protection(node))
+        refuse(self.tree.descriptors.protection(node))
         if node.layer is not self.tree.upper:
-            xattrs.get(self.tree.place(node), stored)
-        self.tree.bring_up(node, data=False)
+            xattrs.get(self.tree.descriptors.place(node), stored)
+        bring_up(self.tree, node, data=False)
         try:
-            xattrs.drop(self.tree.place(node), self._stored(name, node.layer))
+            xattrs.drop(self.tree.descriptors.place(node), self._stored(name, node.layer))
         except OSError as exc:
             if exc.errno != errno.ENODATA or name not in (ACCESS, DEFAULT):  # no ACL is not an error (vfs_remove_acl)
                 raise
@@ -497,7 +499,7 @@ class Union:
             if fd >= 0:
                 os.close(fd)
             raise
-        self.tree.keep_file(made[0], fd)
+        self.tree.descriptors.keep_file(made[0], fd)
         return made
 
     @unlocking((0, 1))
@@ -534,12 +536,12 @@ class Union:
         if node.directory is not None:
             raise error(errno.EPERM)
         tree = self.tree
-        refuse(tree.protection(node))
+        refuse(tree.descriptors.protection(node))
         directory = self._vacant(parent, name)
         if node.orphan is not None:
             raise error(errno.ENOENT)
         assert node.parent is not None
-        tree.bring_up(node, data=False)
+        bring_up(tree, node, data=False)
         redirect_file(tree, node)
         tree.pass_on_impurity(node.parent, directory)
         source = tree.upper_fd(node.parent)
@@ -572,8 +574,8 @@ class Union:
             raise error(errno.EINVAL, name)
         if directory.orphan is not None:
             raise error(errno.ENOENT)
-        refuse(tree.protection(directory), APPEND)
-        tree.copy_up_directory(directory)
+        refuse(tree.descriptors.protection(directory), APPEND)
+        copy_up_directory(tree, directory)
         tree.settle_whiteout(directory, name)
         return directory
 
@@ -697,19 +699,19 @@ class Union:
     def _remove(self, directory: Node, name: bytes, entry: LayerEntry) -> None:
         tree = self.tree
         tree.refuse_removal(directory, name, entry)
-        tree.copy_up_directory(directory)
+        copy_up_directory(tree, directory)
         tree.settle_whiteout(directory, name)
         index = tree.index(directory)
         node = entry.node if isinstance(entry.node, Node) else None
         if tree.hard_links is not None and entry.kind != stat.S_IFDIR:
             node, _ = tree.resolve(directory, name, entry)
-            tree.bring_name_up(node, directory, name, entry)
-        orphan = tree.prepare_orphan(node, directory, name) if node is not None and tree.is_last_name(node) else None
+            bring_name_up(tree, node, directory, name, entry)
+        orphan = tree.orphans.prepare(node, directory, name) if node is not None and tree.is_last_name(node) else None
         try:
             self._take_away(directory, name, entry, orphan)
         except BaseException:
             if orphan is not None:
-                tree.abandon_orphan(orphan)
+                tree.orphans.abandon(orphan)
             raise
         index.remove(name)
         if entry.below or entry.source is not self.stack.upper:

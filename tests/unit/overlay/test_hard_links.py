@@ -179,7 +179,7 @@ def test_unlinking_names_that_nobody_has_looked_at(world: World, view: View) -> 
 def test_a_file_without_a_name_left_is_usable_until_it_is_forgotten(world: World, lower: Path, bound: int) -> None:
     """Beyond the bound on descriptors it gets a name in work."""
     view = world.open(index=True)
-    view.union.tree._orphan_limit = bound
+    view.union.tree.orphans.limit = bound
     ino = view.ino(b"one")
     for name in NAMES:
         view.unlink(name)

@@ -164,7 +164,7 @@ def _deleted(limit: int | None) -> Scenario:
 
     def scenario(view: View, world: World) -> None:
         if limit is not None:
-            view.union.tree._orphan_limit = limit
+            view.union.tree.orphans.limit = limit
         for d in (b"low", b"up", b"both"):
             make(view, d + b"/new")
             ino, lower, empty = (view.ino(d + name) for name in (b"/new", b"/sub/inner", b"/empty"))
