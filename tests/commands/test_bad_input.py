@@ -153,6 +153,36 @@ def test_a_command_line_that_means_nothing_is_a_usage_error(arguments: list[str]
     refused(run(*arguments), part, status=2)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mount", "--lower", "/", "mnt"],
+        ["-o", "lowerdir=/", "mnt"],
+        ["umount", "mnt"],
+        ["diff", "upper", "--lower", "/"],
+        ["fsck", "--lower", "/", "--upper", "upper"],
+        ["convert", "upper", "--lower", "/", "--to", "oci"],
+        ["run", "--lower", "lower", "true"],
+        ["run", "--lower", "/", "--upper", "upper", "true"],
+    ],
+)
+def test_a_working_directory_that_is_gone_is_what_is_told(scratch: Path, arguments: list[str]) -> None:
+    """Of the shells on the way, which start in it as well, only the last line is ours."""
+    gone = scratch / "gone"
+    gone.mkdir()
+    done = run("-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, *our_program(), *arguments, command=["sh"])
+    assert (done.status == 125 if arguments[0] == "run" else done.status > 0) and done.out == ""
+    assert "the working directory has been deleted" in done.lines[-1]
+
+
+def test_paths_from_the_root_need_no_working_directory(scratch: Path, world: World) -> None:
+    gone = scratch / "gone"
+    gone.mkdir()
+    words = [*our_program(), "mount", *flags(world.layers)]
+    done = run("-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, *words, world.mnt.path, command=["sh"])
+    assert done.status == 0 and world.mnt.is_mounted()
+
+
 @pytest.mark.parametrize("command", ["umount", "stats"])
 def test_a_place_without_a_union_is_named(scratch: Path, command: str) -> None:
     refused(run(command, scratch / "a\nb"), "a\\nb", "nothing is mounted")

@@ -13,6 +13,7 @@ import pytest
 from tests.runtime.sandbox import Sandbox, children, init_of, wait_for
 from tests.support.mounts import our_program
 from tests.support.tree import fingerprint
+from tests.support.users import USER
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -63,6 +64,19 @@ def test_our_own_failures_give_125_and_one_line(sandbox: Sandbox, options: list[
     done = sandbox.run("true", options=options)
     assert (done.code, done.err.count("\n"), done.out) == (125, 1, "")
     assert message in done.err
+
+
+def test_the_root_of_a_user_namespace_is_told_that_it_is_not_enough(sandbox: Sandbox) -> None:
+    """Also where the directory for scratch is closed to it, as that of the machine is to a user's."""
+    shut = sandbox.scratch / "shut"
+    shut.mkdir(mode=0o700)
+    os.chown(shut, USER, USER)
+    for options in ([], ["--scratch", str(shut / "runs")]):
+        words = ["unshare", "-Ur", *sandbox.command_line(["true"], options)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+        assert "needs root" in done.stderr and "user namespace" in done.stderr
+    assert os.listdir(shut) == []
 
 
 def test_a_missing_command_is_our_own_failure(sandbox: Sandbox) -> None:

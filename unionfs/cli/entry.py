@@ -110,8 +110,23 @@ def tell(exc: BaseException) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    complain(reason(exc))
+    complain(cause(exc))
     return exc.exit_code if isinstance(exc, UnionfsError) else 1
+
+
+def cause(exc: BaseException) -> str:
+    """``reason``, or what is behind it where a relative path had to be made absolute and there is nothing it is relative to."""
+    if isinstance(exc, FileNotFoundError) and exc.filename is None and not _has_working_directory():
+        return "the working directory has been deleted: go to another one, or give every path from the root"
+    return reason(exc)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def complain(line: str) -> None:

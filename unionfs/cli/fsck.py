@@ -9,10 +9,10 @@ import click
 
 from unionfs import engines
 from unionfs.cli.attach import within_rights
-from unionfs.cli.entry import say, usage_line
+from unionfs.cli.entry import cause, say, usage_line
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.layers import layer_options, read_layers
-from unionfs.errors import UnionfsError, UsageError, printable, reason
+from unionfs.errors import UnionfsError, UsageError, printable
 from unionfs.options import MountOptions
 
 # The exit codes of fsck(8).
@@ -78,7 +78,7 @@ def fsck(
     try:
         return _check(given, given.upper, repair, as_json)
     except (UnionfsError, OSError) as exc:
-        raise _Failed(reason(exc)) from exc
+        raise _Failed(cause(exc)) from exc
 
 
 def _check(given: MountOptions, upper: bytes, repair: bool, as_json: bool) -> int:

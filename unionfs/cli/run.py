@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from unionfs.cli.entry import complain, say, usage_line
+from unionfs.cli.entry import cause, complain, say, usage_line
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.errors import UsageError
 from unionfs.options import ENGINES
@@ -80,22 +80,22 @@ def run(
     Every change goes to an upper that is thrown away afterwards, or to --upper. Returns CMD's exit code; 125 when the
     container cannot be made, 126 and 127 when CMD cannot be executed or found, 128+N when signal N ended it.
     """
-    options = RunOptions(
-        lowers=tuple(map(_absolute, lowers)),
-        command=command,
-        name=secrets.token_hex(6).encode(),
-        upper=None if upper is None else os.path.realpath(upper),
-        work=None if work is None else _absolute(work),
-        network=network,
-        scratch=_absolute(scratch),
-        term=os.environb.get(b"TERM", b"dumb"),
-        terminal=os.isatty(0) and os.isatty(1),
-        engine=engine,
-    )
     try:
+        options = RunOptions(
+            lowers=tuple(map(_absolute, lowers)),
+            command=command,
+            name=secrets.token_hex(6).encode(),
+            upper=None if upper is None else os.path.realpath(upper),
+            work=None if work is None else _absolute(work),
+            network=network,
+            scratch=_absolute(scratch),
+            term=os.environb.get(b"TERM", b"dumb"),
+            terminal=os.isatty(0) and os.isatty(1),
+            engine=engine,
+        )
         plan = make_plan(options)
-    except UsageError as exc:
-        raise _usage_error(str(exc)) from None
+    except (UsageError, FileNotFoundError) as exc:  # the latter for a working directory that is gone
+        raise _usage_error(cause(exc)) from None
     if dry_run:
         say("\n".join(plan.lines()))
         return 0

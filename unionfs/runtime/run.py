@@ -86,6 +86,8 @@ def execute(plan: Plan, start_log: Callable[[], None], tell: Callable[[str], Non
     """
     if os.geteuid() != 0:
         raise RunError("this needs root")
+    if not process.may_use_trusted_xattrs():
+        raise RunError("this needs root with CAP_SYS_ADMIN, and not that of a user namespace: upper holds trusted.* attributes")
     signals = process.signal_fd([number for number in signal.valid_signals() - _OWN if _is_wanted(number)])
     served = _fork(lambda channel: server.main(plan.server, channel, start_log))
     contained = None
