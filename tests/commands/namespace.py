@@ -73,7 +73,7 @@ class Namespace:
     def let_users_run_the_program(self, scratch: Path) -> None:
         """Python and the program may live where only root gets, as below /root: there a directory that leads to them alone is put.
 
-        And the user gets a name, without which fusermount3 does nothing.
+        And the user and his group get names, without which fusermount3, or podman, does nothing.
         """
         needed = [Path(sys.base_prefix).resolve(), Path(unionfs.__file__).resolve().parents[1]]
         shut = [where for where in needed if any(not stat.S_IMODE(p.stat().st_mode) & stat.S_IXOTH for p in where.parents)]
@@ -88,6 +88,9 @@ class Namespace:
         passwd = scratch / "passwd"
         passwd.write_text(Path("/etc/passwd").read_text() + f"unionfs-test:x:{USER}:{USER}::/:/bin/sh\n")
         self.bind(passwd, "/etc/passwd")
+        group = scratch / "group"
+        group.write_text(Path("/etc/group").read_text() + f"unionfs-test:x:{USER}:\n")
+        self.bind(group, "/etc/group")
 
     def let_the_user_have_ids(self, scratch: Path) -> None:
         """Ranges of ids for the user's namespaces, which newuidmap and newgidmap give out."""

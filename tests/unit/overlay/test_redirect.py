@@ -152,6 +152,7 @@ def test_exchanged_directories_keep_their_lower_parts(world: World) -> None:
     assert (view.snapshot(b"b"), view.snapshot(b"a")) == (one, other)
 
 
+@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
 def test_two_directories_are_exchanged_that_are_in_no_upper_yet(world: World) -> None:
     view = world.open(redirect=Redirect.ON)
     one, other = view.snapshot(b"a/sub"), view.snapshot(b"b")
