@@ -289,12 +289,14 @@ class Draft:
 
     def _build_directory(self) -> None:
         os.mkdir(self.work_name, 0o700, dir_fd=self.work.fd)
+        if not self.sync:
+            self._copy_attributes()
+            return
         # opened now: its mode may keep an ordinary user out later
         target = os.open(self.work_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
         try:
             self._copy_attributes()
-            if self.sync:
-                os.fsync(target)
+            os.fsync(target)
         finally:
             os.close(target)
 

@@ -34,6 +34,12 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _PATH_MAX = 4096
 
 
+def _marks_at(path: bytes, names: XattrNames) -> dict[bytes, bytes]:
+    private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
+    values = ((attribute, xattrs.find(path, attribute)) for attribute in private)
+    return {attribute: value for attribute, value in values if value is not None}
+
+
 class Layer:
     """A directory tree. *private*: the root descriptor belongs to a clone of the mount, nothing can be mounted in it."""
 
@@ -92,9 +98,7 @@ class Layer:
         """The overlay attributes of *name*; none for a mount point. One call for an object that has no attributes at all."""
         try:
             with self.object_path(dir_fd, name) as path:
-                private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
-                values = ((attribute, xattrs.find(path, attribute)) for attribute in private)
-                return {attribute: value for attribute, value in values if value is not None}
+                return _marks_at(path, names)
         except OSError as exc:
             if exc.errno == errno.EXDEV:
                 return {}
@@ -164,9 +168,7 @@ class Layer:
 
     def own_marks(self, dir_fd: int, names: XattrNames) -> dict[bytes, bytes]:
         """The overlay attributes of the directory itself."""
-        path = files.path_at(dir_fd, b"")
-        private = [attribute for attribute in xattrs.names(path) if names.is_private(attribute)]
-        return {attribute: xattrs.find(path, attribute) or b"" for attribute in private}
+        return _marks_at(files.path_at(dir_fd, b""), names)
 
     def open_to_read(self, dir_fd: int) -> int:
         """A descriptor that the directory *dir_fd* of this layer can be read by. OSError names the directory as the user knows it."""

@@ -13,7 +13,6 @@ import os
 
 APPEND = 1
 IMMUTABLE = 2
-ANY = APPEND | IMMUTABLE
 _LETTERS = {ord("a"): APPEND, ord("i"): IMMUTABLE}
 
 

@@ -339,7 +339,10 @@ class Union:
 
     def take_restamped(self) -> list[int]:
         """Numbers of the directories whose time of last change has moved on since the last call, because something was copied up."""
-        restamped, self.tree.restamped = self.tree.restamped, set()
+        restamped = self.tree.restamped
+        if not restamped:  # nearly always: every write asks
+            return []
+        self.tree.restamped = set()
         return [node.ino for node in restamped if node.lookups or node is self.tree.root]
 
     def _up(self, ino: int, size: int | None = None, *, data: bool = True) -> Node:

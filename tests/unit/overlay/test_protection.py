@@ -8,16 +8,16 @@ import os
 import pytest
 
 from tests.posix.rooms import fails_with
-from unionfs.overlay.protection import ANY, APPEND, IMMUTABLE, decode, encode, refuse, refuse_opening
+from unionfs.overlay.protection import APPEND, IMMUTABLE, decode, encode, refuse, refuse_opening
 
 
-@pytest.mark.parametrize(("value", "protection"), [(b"", 0), (b"a", APPEND), (b"i", IMMUTABLE), (b"ai", ANY)])
+@pytest.mark.parametrize(("value", "protection"), [(b"", 0), (b"a", APPEND), (b"i", IMMUTABLE), (b"ai", APPEND | IMMUTABLE)])
 def test_a_mark_is_read_as_it_is_written(value: bytes, protection: int) -> None:
     assert decode(value) == protection
     assert encode(protection) == value
 
 
-@pytest.mark.parametrize(("value", "protection"), [(b"ia", ANY), (b"ax", APPEND), (b"xa", 0), (b"a\0i", APPEND)])
+@pytest.mark.parametrize(("value", "protection"), [(b"ia", APPEND | IMMUTABLE), (b"ax", APPEND), (b"xa", 0), (b"a\0i", APPEND)])
 def test_a_mark_counts_up_to_what_means_nothing(value: bytes, protection: int) -> None:
     assert decode(value) == protection
 
@@ -25,7 +25,7 @@ def test_a_mark_counts_up_to_what_means_nothing(value: bytes, protection: int) -
 def test_only_what_is_not_excepted_is_refused() -> None:
     refuse(0)
     refuse(APPEND, APPEND)
-    for protection, unless in ((APPEND, 0), (IMMUTABLE, APPEND), (ANY, APPEND)):
+    for protection, unless in ((APPEND, 0), (IMMUTABLE, APPEND), (APPEND | IMMUTABLE, APPEND)):
         with fails_with(errno.EPERM):
             refuse(protection, unless)
 
