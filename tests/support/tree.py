@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -135,6 +136,16 @@ def snapshot(root: Path | bytes, *, hide_ghosts: bool = False, hide_broken: bool
         path = top if relative == b"." else os.path.join(top, relative)
         entry = found[relative] = entry_at(path, hide_ghosts, hide_broken)
         waiting.extend(name if relative == b"." else os.path.join(relative, name) for name in entry.listing or ())
+    return found
+
+
+def by_top(everything: Snapshot, names: Iterable[str]) -> dict[str, Snapshot]:
+    """One snapshot for each of the *names* at the top, which are all that may be there."""
+    found: dict[str, Snapshot] = {name: {} for name in names}
+    for path, entry in everything.items():
+        top, _, rest = path.partition(b"/")
+        if top != b".":
+            found[top.decode()][rest or b"."] = entry
     return found
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import system
 from tests.support.mounts import Layers, Mounts
-from tests.support.tree import Snapshot, difference, names_in, snapshot
+from tests.support.tree import Snapshot, by_top, difference, names_in, snapshot
 from tests.unit.overlay.world import View, World, mark, put, whiteout
 from unionfs.linux import files
 from unionfs.overlay.features import Redirect
@@ -399,16 +399,6 @@ def play(client: Client, act: Act | None) -> dict[str, str]:
     return endings
 
 
-def split(everything: Snapshot) -> dict[str, Snapshot]:
-    """One snapshot per case."""
-    found: dict[str, Snapshot] = {case.name: {} for case in CASES}
-    for path, entry in everything.items():
-        top, _, rest = path.partition(b"/")
-        if top != b".":
-            found[top.decode()][rest or b"."] = entry
-    return found
-
-
 @dataclass
 class Table:
     """What both sides showed at each stage, by case: [(stage, ours, the kernel's)]."""
@@ -473,7 +463,7 @@ class _Play:
 
 
 def _outcome(endings: dict[str, str], everything: Snapshot) -> Outcome:
-    shown = split(everything)
+    shown = by_top(everything, (case.name for case in CASES))
     return {name: (ending, shown[name]) for name, ending in endings.items()}
 
 

@@ -143,23 +143,14 @@ def test_a_path_too_long_for_a_redirect_is_exdev(world: World) -> None:
 
 
 @pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
-def test_exchanged_directories_keep_their_lower_parts(world: World) -> None:
+@pytest.mark.parametrize(("old", "new"), [(b"a", b"b"), (b"b", b"a/sub")], ids=["beside", "into a directory in no upper yet"])
+def test_exchanged_directories_keep_their_lower_parts(world: World, old: bytes, new: bytes) -> None:
     view = world.open(redirect=Redirect.ON)
-    one, other = view.snapshot(b"a"), view.snapshot(b"b")
-    view.rename(b"a", b"b", EXCHANGE)
-    assert (view.snapshot(b"b"), view.snapshot(b"a")) == (one, other)
+    one, other = view.snapshot(old), view.snapshot(new)
+    view.rename(old, new, EXCHANGE)
+    assert (view.snapshot(new), view.snapshot(old)) == (one, other)
     view = world.reopen(view)
-    assert (view.snapshot(b"b"), view.snapshot(b"a")) == (one, other)
-
-
-@pytest.mark.usefixtures("root")  # redirects are for trusted.* alone
-def test_two_directories_are_exchanged_that_are_in_no_upper_yet(world: World) -> None:
-    view = world.open(redirect=Redirect.ON)
-    one, other = view.snapshot(b"a/sub"), view.snapshot(b"b")
-    view.rename(b"b", b"a/sub", EXCHANGE)
-    assert (view.snapshot(b"b"), view.snapshot(b"a/sub")) == (one, other)
-    view = world.reopen(view)
-    assert (view.snapshot(b"b"), view.snapshot(b"a/sub")) == (one, other)
+    assert (view.snapshot(new), view.snapshot(old)) == (one, other)
 
 
 def test_what_is_removed_after_a_directory_could_not_be_copied_up_whole_does_not_come_back(

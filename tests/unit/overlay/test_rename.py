@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import system
 from tests.support.mounts import KERNEL_OPTIONS, Layers, Mounts
-from tests.support.tree import Snapshot, difference, snapshot
+from tests.support.tree import Snapshot, by_top, difference, snapshot
 from tests.unit.overlay.world import USERXATTR, View, World, is_whiteout, mark, marked, put, whiteout
 from unionfs.linux import files
 from unionfs.overlay.features import Redirect
@@ -153,6 +153,7 @@ class Case:
 
 
 CASES = [Case(*case) for case in product(SOURCES, TARGETS, FLAGS, "ab")]
+NAMES = [case.name for case in CASES]
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,6 @@ class Outcome:
 
     errors: dict[str, int]
     trees: dict[str, Snapshot]
-
-
-def split(everything: Snapshot) -> dict[str, Snapshot]:
-    """One snapshot per case."""
-    found: dict[str, Snapshot] = {case.name: {} for case in CASES}
-    for path, entry in everything.items():
-        top, _, rest = path.partition(b"/")
-        if top != b".":
-            found[top.decode()][rest or b"."] = entry
-    return found
 
 
 def attempt(action: Callable[[], None]) -> int:
@@ -225,19 +216,19 @@ def table(module_mounts: Mounts, memory: Path, request: pytest.FixtureRequest) -
         kernels, ours = a_world(memory, f"kernel-{redirect_dir}"), a_world(memory, f"ours-{redirect_dir}")
         mount = module_mounts.kernel(layers_of(kernels), options=options)
         kernel_errors = {case.name: attempt(partial(_rename_at, mount.path, case)) for case in CASES}
-        kernel = Outcome(kernel_errors, split(snapshot(mount.path, hide_ghosts=True)))
+        kernel = Outcome(kernel_errors, by_top(snapshot(mount.path, hide_ghosts=True), NAMES))
         assert mount.unmount() == []
 
         view = ours.open(**features)
         our_errors = {case.name: attempt(partial(view.rename, *case.paths, case.flags)) for case in CASES}
-        our = Outcome(our_errors, split(view.snapshot()))
+        our = Outcome(our_errors, by_top(view.snapshot(), NAMES))
         assert os.listdir(ours.building) == []
         ours.close_all()
 
         mount = module_mounts.kernel(layers_of(ours), options=options)
-        ours_by_kernel = split(snapshot(mount.path, hide_ghosts=True))
+        ours_by_kernel = by_top(snapshot(mount.path, hide_ghosts=True), NAMES)
         assert mount.unmount() == []
-        kernels_by_us = split(kernels.open(**features).snapshot())
+        kernels_by_us = by_top(kernels.open(**features).snapshot(), NAMES)
         kernels.close_all()
         return Table(kernel, our, ours_by_kernel, kernels_by_us)
     finally:
