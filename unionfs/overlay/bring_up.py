@@ -97,11 +97,11 @@ def _data_draft(tree: Tree, node: Node, size: int | None) -> DataDraft:
     """One at a time: a second would write the old data over what was written since the first was published."""
     draft = tree.filling.get(node)
     if draft is None or draft.over:
-        draft = tree.filling[node] = _new_data_draft(tree, node, size)
+        draft = tree.filling[node] = _new_data_draft(tree, node)
     return draft
 
 
-def _new_data_draft(tree: Tree, node: Node, size: int | None) -> DataDraft:
+def _new_data_draft(tree: Tree, node: Node) -> DataDraft:
     whole = tree.stat(node).st_size
     source = tree.descriptors.open_file(node, os.O_RDONLY)
     try:
@@ -109,8 +109,8 @@ def _new_data_draft(tree: Tree, node: Node, size: int | None) -> DataDraft:
     except BaseException:
         os.close(source)
         raise
-    length = whole if size is None else min(size, whole)
-    return DataDraft(source, target, length, tree.stack.names, tree.stack.sync and length > 0)
+    # all of them, though it be cut at once: cut with the mark still on, a kill would leave two readers with two contents
+    return DataDraft(source, target, whole, tree.stack.names, tree.stack.sync and whole > 0)
 
 
 def _draft(tree: Tree, node: Node, st: os.stat_result, size: int) -> Draft:
