@@ -77,7 +77,7 @@ def begin_copy_up(tree: Tree, node: Node, size: int | None = None, *, data: bool
     publishes it.
     """
     if node.layer is tree.upper:
-        return _data_draft(tree, node, size) if data and node.ino in tree.descriptors.data else None
+        return _data_draft(tree, node) if data and node.ino in tree.descriptors.data else None
     if node.parent is not None:
         copy_up_directory(tree, node.parent)
     st = tree.fresh_stat(node)
@@ -93,7 +93,7 @@ def begin_copy_up(tree: Tree, node: Node, size: int | None = None, *, data: bool
     return draft
 
 
-def _data_draft(tree: Tree, node: Node, size: int | None) -> DataDraft:
+def _data_draft(tree: Tree, node: Node) -> DataDraft:
     """One at a time: a second would write the old data over what was written since the first was published."""
     draft = tree.filling.get(node)
     if draft is None or draft.over:
