@@ -1,8 +1,8 @@
 """What each engine makes of the mount options: one text, the same meaning. Pure.
 
-``pyfuse3`` is our own server: its options become Features. ``kernel`` is the kernel's overlayfs: its options become parameters of a
-filesystem context. Every default that the two might see differently is stated to the kernel, whose own defaults depend on how it was built.
-Which options exclude each other was measured on Linux 6.18 (ovl_fs_params_verify).
+``channel`` and ``pyfuse3`` are our own server: its options become Features. ``kernel`` is the kernel's overlayfs: its options become
+parameters of a filesystem context. Every default that the two might see differently is stated to the kernel, whose own defaults depend on
+how it was built. Which options exclude each other was measured on Linux 6.18 (ovl_fs_params_verify).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from unionfs.errors import UsageError
-from unionfs.options import MountOptions
+from unionfs.options import SERVED, MountOptions
 
 if TYPE_CHECKING:  # who only asks whether options go together shall not pay for the overlay
     from unionfs.overlay.features import Features
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # who only asks whether options go together shall not pay for
 
 #: What of MountOptions the kernel has too, or what asks for what is so there anyway.
 _KERNEL_FIELDS = frozenset(
-    "lowers data_lowers upper work read_only fsync acl userxattr private allow_other vfs_flags fsname debug engine extra".split()
+    "lowers data_lowers upper work read_only fsync acl userxattr private allow_other vfs_flags fsname debug engine extra io".split()
 )
 _WRITTEN = {"uid_ranges": "uidmapping", "gid_ranges": "gidmapping", "live": "lowers=live"}
 _KERNEL_CHOICES = frozenset("redirect_dir index metacopy nfs_export verity xino uuid context fscontext defcontext rootcontext".split())
@@ -64,7 +64,7 @@ def check_served(options: MountOptions) -> None:
     check(options)
     for name in ("nfs_export", "verity"):
         if options.extra.get(name, "off") != "off":
-            raise UsageError(f"option {name}={options.extra[name]} is not supported by the engine pyfuse3; --engine=kernel has it")
+            raise UsageError(f"option {name}={options.extra[name]} is not supported by our own server; --engine=kernel has it")
 
 
 def features(options: MountOptions, overflow: tuple[int, int] = (65534, 65534)) -> Features:
@@ -113,8 +113,8 @@ def check_engine(options: MountOptions, engine: str) -> None:
     """UsageError for options that *engine*, one of options.ENGINES, cannot do."""
     lacking = not_in_kernel(options)
     if engine == "kernel" and lacking:
-        raise UsageError(f"the kernel's overlayfs has no {', '.join(lacking)}; the engine pyfuse3 has")
-    if engine == "pyfuse3" or lacking:
+        raise UsageError(f"the kernel's overlayfs has no {', '.join(lacking)}; our own server has")
+    if engine in SERVED or lacking:
         check_served(options)
     check(options)
 

@@ -88,7 +88,7 @@ def _refuse_other_owners(fd: int, what: str, path: bytes) -> None:
 
     attribute = stat_attribute(fd)
     if attribute is not None:
-        kept = f"keeps owners and modes in {printable(attribute)}; the engine pyfuse3 reads them"
+        kept = f"keeps owners and modes in {printable(attribute)}; our own server reads them"
         raise MountError(f"{what} directory {printable(path)} {kept}")
 
 

@@ -23,8 +23,12 @@ from typing import Any
 
 from unionfs.errors import UsageError, printable
 
-#: What mounts: our server, the kernel's overlayfs, or the latter where it can.
-ENGINES = ("pyfuse3", "kernel", "auto")
+#: What mounts: our server, by itself or on pyfuse3, the kernel's overlayfs, or the latter where it can.
+ENGINES = ("channel", "pyfuse3", "kernel", "auto")
+#: Those of them that are our own server.
+SERVED = ENGINES[:2]
+#: How our server has the kernel keep files' data.
+IO_MODES = ("cached", "writeback", "passthrough")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class MountOptions:
     static_nlink: bool = False
     live: bool = False
     private: bool = False
-    writeback: bool | None = None
+    io: str | None = None
     timeout: float | None = None
     allow_other: bool | None = None
     vfs_flags: frozenset[str] = frozenset()
@@ -410,6 +414,13 @@ def _engine(draft: _Draft, value: bytes) -> None:
     draft.set(engine=text)
 
 
+def _io(draft: _Draft, value: bytes) -> None:
+    text = value.decode("ascii", "backslashreplace")
+    if text not in IO_MODES:
+        raise UsageError(f"option {_shown(b'io', value)}: the value must be one of {', '.join(IO_MODES)}")
+    draft.set(io=text)
+
+
 def _timeout(draft: _Draft, value: bytes) -> None:
     try:
         seconds = float(value)
@@ -475,7 +486,8 @@ _VALUED: dict[str, Callable[[_Draft, bytes], None]] = {
     "squash_to_gid": lambda draft, value: draft.set(squash_to_gid=_id("squash_to_gid", value)),
     "xattr_permissions": _xattr_permissions,
     "whfiles": lambda draft, value: draft.set(whfiles=_truth("whfiles", value)),
-    "writeback": lambda draft, value: draft.set(writeback=_truth("writeback", value)),
+    "writeback": lambda draft, value: draft.set(io="writeback" if _truth("writeback", value) else "cached"),
+    "io": _io,
     "fsname": lambda draft, value: draft.set(fsname=unescape(value)),
     "subtype": lambda draft, value: draft.set(subtype=unescape(value).decode("utf-8", "backslashreplace")),
 }
@@ -504,11 +516,11 @@ _HELP = (
     ),
     ("index=on|off", "lower hard links stay one file when they are copied up (default off)"),
     ("metacopy=on|off", "a change of owner, mode or times copies no data up (default off)"),
-    ("xino=on|off|auto", "kernel: how numbers of several filesystems are told apart (default on, as always in pyfuse3)"),
-    ("nfs_export=on|off, verity=off|on|require", "for the kernel; pyfuse3 takes off alone"),
-    ("uuid=on|off|auto|null", "for the kernel; nothing to pyfuse3"),
-    ("context=C", "and fscontext, defcontext, rootcontext: security labels for the kernel; nothing to pyfuse3"),
-    ("engine=pyfuse3|kernel|auto", "what mounts, as --engine"),
+    ("xino=on|off|auto", "kernel: how numbers of several filesystems are told apart (default on, as our server)"),
+    ("nfs_export=on|off, verity=off|on|require", "for the kernel; our server takes off alone"),
+    ("uuid=on|off|auto|null", "for the kernel; nothing to our server"),
+    ("context=C", "and fscontext, defcontext, rootcontext: security labels for the kernel; nothing to our server"),
+    ("engine=channel|pyfuse3|kernel|auto", "what mounts, as --engine"),
     ("acl, noacl", "whether POSIX ACLs are honoured (default acl)"),
     ("userxattr", "marks are user.overlay.* instead of trusted.overlay.* (implied for who may not write those)"),
     ("uidmapping=C:H:N, gidmapping=C:H:N", "N ids stored from C on are shown from H on; more ranges follow after a colon"),
@@ -522,7 +534,12 @@ _HELP = (
     ),
     ("static_nlink", "every directory has one link"),
     ("private, rprivate", "what is mounted in it is not seen in other mount namespaces"),
-    ("writeback=0|1", "let the kernel collect writes (default 0)"),
+    (
+        "io=cached|writeback|passthrough",
+        "cached: opening and closing files asks the server nothing (default); writeback\n"
+        "      (also writeback=1): the kernel collects writes; passthrough: it reads and writes\n"
+        "      the layers' files itself",
+    ),
     ("timeout=SECONDS", "how long the kernel may trust names and attributes"),
     ("allow_other", "other users may enter (default for root)"),
     ("suid, dev, exec, atime, symfollow, strictatime, nodiratime", "and their opposites: flags of the mount"),

@@ -53,7 +53,7 @@ class Record:
     options: str
     started: float
     claims: tuple[tuple[int, int], ...] = ()
-    engine: str = "pyfuse3"
+    engine: str = "channel"
     data_lowers: tuple[bytes, ...] = ()
 
 
@@ -243,6 +243,7 @@ def _from_json(device: str, data: bytes) -> Record:
         started=got["started"],
         claims=tuple((device_number, ino) for device_number, ino in got["claims"]),
         data_lowers=tuple(path.encode("utf-8", "surrogateescape") for path in got.get("data_lowers", ())),
+        engine=got.get("engine", "pyfuse3"),  # servers that write none have no other
     )
 
 

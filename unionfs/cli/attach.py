@@ -43,7 +43,7 @@ class Request:
     log: bytes | None = None
     foreground: bool = False
     debug: bool = False
-    engine: str = "pyfuse3"
+    engine: str = "channel"
 
 
 class Reporter(Protocol):
@@ -64,10 +64,11 @@ def mount(request: Request) -> int:
         return 0
     if request.engine == "auto":
         why = _why_not_kernel(request)
-        complain("engine kernel" if why is None else f"engine pyfuse3: {why}")
+        complain("engine kernel" if why is None else f"engine channel: {why}")
         if why is None:
             return 0
         engines.check_served(request.options)
+        request = replace(request, engine="channel")
     if request.foreground:
         from unionfs.cli import server
 

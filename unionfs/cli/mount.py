@@ -21,7 +21,9 @@ from unionfs.options import MountOptions
 @click.option("-d", "--debug", is_flag=True, help="As -f, with debug output, and a traceback when it fails.")
 @click.option("--log", type=as_bytes, metavar="FILE", help="Log to FILE instead of $UNIONFS_LOG or syslog.")
 @click.option(
-    "--engine", type=click.Choice(options.ENGINES), help="Our server, the kernel's overlayfs, or that where it can.  [default: pyfuse3]"
+    "--engine",
+    type=click.Choice(options.ENGINES),
+    help="Our server, the same on pyfuse3, the kernel's overlayfs, or that where it can.  [default: channel]",
 )
 @click.argument("target", type=as_bytes, metavar="MNT")
 def mount(

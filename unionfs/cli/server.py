@@ -12,8 +12,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -24,7 +24,7 @@ from unionfs.cli.attach import Reporter, Request, claims, may_allow_other, wait_
 from unionfs.cli.detach import detach
 from unionfs.engines import features
 from unionfs.errors import MountError, printable
-from unionfs.fuse import session
+from unionfs.fuse import mounting, session
 from unionfs.linux import mounts
 from unionfs.linux.process import overflow_ids
 from unionfs.options import MountOptions
@@ -62,14 +62,14 @@ def run(request: Request, reporter: Reporter) -> None:
             reporter.warning("there is no place to record the mount in: unionfs list and stats will know little of it")
         else:
             cleanup.callback(registration.remove)
-        settings, warning = _settings(request.options, stack, debug=request.debug)
+        settings, warning = _settings(request.options, stack, engine=request.engine, debug=request.debug)
         if warning:
             reporter.warning(warning)
         union = Union(stack, acl=request.options.acl, static_links=request.options.static_nlink)
         if request.options.live:
             union.tree.watcher = Watcher(stack.lowers)
-        session.prepare()
-        cleanup.enter_context(_no_more_imports())
+        refusal = _Refusal()
+        cleanup.callback(refusal.end)
         mount = _Mount(request, reporter, record, registration, settings)
         owned.pop_all()  # the session closes the union, and that its layers
         session.serve(
@@ -79,6 +79,8 @@ def run(request: Request, reporter: Reporter) -> None:
             on_ready=mount.attach,
             control=None if registration is None else registration.control,
             detach=mount.leave,
+            on_prepared=refusal.begin,
+            prepare_first=_covers_modules(request.target),
         )
         mount.give_up()
         if mount.failure is not None:
@@ -111,13 +113,14 @@ def _describe(request: Request, stack: Stack) -> state.Record:
         started=time.time(),
         claims=claims(options),
         data_lowers=tuple(os.path.realpath(path) for path in options.data_lowers),
+        engine=request.engine,
     )
 
 
-def _settings(options: MountOptions, stack: Stack, *, debug: bool) -> tuple[session.Settings, str | None]:
+def _settings(options: MountOptions, stack: Stack, *, engine: str, debug: bool) -> tuple[mounting.Settings, str | None]:
     """The session's settings, and a warning for the user."""
     allow_other, warning = may_allow_other(options.allow_other)
-    settings = session.Settings(
+    settings = mounting.Settings(
         fsname=os.fsdecode(options.fsname or b"unionfs"),
         subtype=options.subtype or "unionfs",
         allow_other=allow_other,
@@ -125,7 +128,8 @@ def _settings(options: MountOptions, stack: Stack, *, debug: bool) -> tuple[sess
         mount_attrs=options.vfs_flags,
         acl=options.acl,
         debug=debug,
-        writeback=bool(options.writeback),
+        engine=engine,
+        io=options.io or "cached",
     )
     return settings if options.timeout is None else replace(settings, timeout=options.timeout), warning
 
@@ -140,7 +144,7 @@ class _Mount:
         reporter: Reporter,
         record: state.Record,
         registration: state.Registration | None,
-        settings: session.Settings,
+        settings: mounting.Settings,
     ) -> None:
         """Make it. Raises MountError."""
         self._request = request
@@ -152,9 +156,9 @@ class _Mount:
         #: Why it could not be attached.
         self.failure: Exception | None = None
         if os.geteuid() == 0:
-            self.fuse_fd, self._mount_fd = session.create_mount(settings)
+            self.fuse_fd, self._mount_fd = mounting.create_mount(settings)
         else:
-            self.fuse_fd = session.mount_with_fusermount(settings, request.target)
+            self.fuse_fd = mounting.mount_with_fusermount(settings, request.target)
 
     def attach(self) -> None:
         """Show the mount, record it, tell the caller. After a failure the mount is gone, and with it the session ends by itself."""
@@ -206,17 +210,31 @@ def _take_all_descriptors() -> None:
 class _Refusal:
     """Finds no module: a file of the standard library may lie behind our own mount, and reading it would wait for ourselves."""
 
+    def begin(self) -> None:
+        """From now on nothing is imported."""
+        for codec in ("ascii", "latin-1", "utf-8", "unicode_escape"):
+            codecs.lookup(codec)
+        sys.meta_path.insert(0, self)
+
+    def end(self) -> None:
+        """As before."""
+        with suppress(ValueError):
+            sys.meta_path.remove(self)
+
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         raise ImportError(f"{name} was not imported before the mount")
 
 
-@contextmanager
-def _no_more_imports() -> Iterator[None]:
-    for codec in ("ascii", "latin-1", "utf-8", "unicode_escape"):
-        codecs.lookup(codec)
-    refusal = _Refusal()
-    sys.meta_path.insert(0, refusal)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(refusal)
+def _covers_modules(target: bytes) -> bool:
+    """Whether a directory that modules are imported from lies in *target*, by whatever path."""
+    covered = os.stat(target)
+    for entry in {os.path.realpath(entry) for entry in (*sys.path, os.__file__)}:
+        while True:
+            with suppress(OSError):
+                if os.path.samestat(os.stat(entry), covered):
+                    return True
+            above = os.path.dirname(entry)
+            if above == entry:
+                break
+            entry = above
+    return False

@@ -27,7 +27,6 @@ log = logging.getLogger("unionfs.fuse")
 
 #: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
 _QUICK_SIZE = 128 * 1024
-_MANY_NODES = 1024
 #: Attributes remembered at most: about 350 bytes each.
 _KNOWN_LIMIT = 16_384
 
@@ -146,8 +145,6 @@ class Operations(pyfuse3.Operations):
         #: What the kernel was last told of an object, for as long as nothing changes anywhere: a second listing asks for all again.
         self._known: dict[int, EntryAttributes] = {}
         self._known_limit = _KNOWN_LIMIT
-        #: Set when so many nodes died that giving their memory back is worth while.
-        self.memory_freed = trio.Event()
         self._building: dict[int, trio.Event] = {}
         self.enable_acl = acl
         self.enable_writeback_cache = writeback
@@ -208,8 +205,6 @@ class Operations(pyfuse3.Operations):
         for ino, count in inodes:
             self._union.forget(ino, count)
             self._known.pop(ino, None)
-        if self._union.forgotten > _MANY_NODES:
-            self.memory_freed.set()
 
     @verb
     def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:

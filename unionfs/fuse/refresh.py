@@ -1,6 +1,6 @@
 """What the kernel remembers, kept in step with layers that are changed under the mount.
 
-The kernel is told in a thread: it waits for locks that are held while requests are answered (pyfuse3.invalidate_entry). What the union
+The kernel is told in a thread: it waits for locks that are held while requests are answered (fuse_reverse_inval_entry). What the union
 remembers is brought up to date before, in the serving thread, so whoever asks again is told the new state.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
-from pyfuse3 import FileNameT, InodeT
 
-from unionfs.fuse.ops import Operations
 from unionfs.overlay.refresh import Outdated, refresh, refresh_data, refresh_directory
 from unionfs.overlay.union import Union
+
+if TYPE_CHECKING:
+    from unionfs.fuse.session import Engine
 
 log = logging.getLogger("unionfs.refresh")
 
@@ -32,35 +33,36 @@ _TURN_SECONDS = 5e-3
 _MANY = 2000
 
 
-def tell_kernel(outdated: Outdated) -> None:
+def tell_kernel(engine: Engine, outdated: Outdated) -> None:
     """Have the kernel forget; waits while requests concerned are under way. Not for the thread that answers them."""
     for parent, name in outdated.names:
-        with suppress(OSError):  # it knows no such name, or the mount has gone
-            pyfuse3.invalidate_entry(InodeT(parent), FileNameT(name))
+        engine.forget_name(parent, name)
     for number in outdated.numbers:
-        with suppress(OSError):
-            pyfuse3.invalidate_inode(InodeT(number))
+        engine.forget_object(number)
 
 
 class Refresher:
     """Refreshes one mount: when asked to, when a verb meets something outdated, and with ``lowers=live`` by itself."""
 
-    def __init__(self, operations: Operations, union: Union) -> None:
-        self._operations = operations
+    def __init__(self, engine: Engine, union: Union, met: Iterable[Outdated] = ()) -> None:
+        """*met*: what verbs have found outdated until now."""
+        self._engine = engine
         self._union = union
         self._busy = trio.Lock()
         self._met, self._to_tell = trio.open_memory_channel[Outdated](math.inf)
         union.on_outdated = self._meet
+        for outdated in met:
+            self._met.send_nowait(outdated)
         if union.tree.watcher is not None:
             union.tree.watcher.on_limit = self._poll
 
     def _meet(self, outdated: Outdated) -> None:
-        self._operations.forget_known()
+        self._engine.forget_known()
         self._met.send_nowait(outdated)
 
     def _poll(self, why: str) -> None:
         log.warning("lowers=live: %s; what cannot be watched is looked at again after %g s", why, POLLED_TIMEOUT)
-        self._operations.limit_trust(POLLED_TIMEOUT)
+        self._engine.limit_trust(POLLED_TIMEOUT)
 
     @asynccontextmanager
     async def nothing_under_way(self) -> AsyncIterator[None]:
@@ -77,7 +79,7 @@ class Refresher:
         gathered = Outdated()
         turn = time.monotonic()
         for outdated in steps:
-            self._operations.forget_known()
+            self._engine.forget_known()
             gathered.add(outdated)
             if len(gathered) > _MANY:
                 await self._tell(gathered)
@@ -89,7 +91,7 @@ class Refresher:
 
     async def _tell(self, outdated: Outdated) -> None:
         if len(outdated):
-            await trio.to_thread.run_sync(tell_kernel, outdated)
+            await trio.to_thread.run_sync(tell_kernel, self._engine, outdated)
 
     async def tell_what_was_met(self) -> None:
         """For ever: tell the kernel what verbs found outdated."""
@@ -124,5 +126,5 @@ class Refresher:
                 await self._carry_out(refresh_directory(union.tree, node, what.names))
             else:
                 written.add(refresh_data(union.tree, node, what.names))
-        self._operations.forget_known()
+        self._engine.forget_known()
         await self._tell(written)

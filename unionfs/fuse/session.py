@@ -1,145 +1,144 @@
-"""A mount's life: make it, serve it until it is unmounted or we are told to stop.
+"""A mount's life: serve it until it is unmounted or we are told to stop.
 
-Order matters to callers: open the layers (overlay.stack), ``create_mount``, ``prepare`` (imports all that serving needs), ``serve``, and
-attach the mount when that says it is ready. From then on the server must not touch a path that may lie in the mount: nothing is
-imported or opened any more.
+Order matters to callers: open the layers (overlay.stack), make the mount (fuse.mounting), ``serve``, and attach the mount when that says it
+is ready. From then on the server must not touch a path that may lie in the mount.
+
+The channel serves before trio is there: importing it, and what stands on it, takes longer than all else that is needed to answer. It is
+imported in a thread once nobody asks anything for a moment, or something wants it - unless the mount will cover the files it is
+imported from, or pyfuse3 is to serve: then before.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
 import gc
-import json
 import logging
 import os
 import signal
 import socket
-import subprocess
-import time
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-from unionfs.errors import MountError, printable
-from unionfs.linux import mounts
+from unionfs.fuse.mounting import Settings
 
 if TYPE_CHECKING:
     import trio
 
-    from unionfs.fuse.ops import Operations
     from unionfs.fuse.refresh import Refresher
+    from unionfs.overlay.refresh import Outdated
     from unionfs.overlay.union import Union
 
 log = logging.getLogger("unionfs.session")
 
-#: "For ever": attributes and names change only through us.
-FOREVER = 365 * 86400.0
-_REQUEST_LIMIT = 64 * 1024
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FORGETTING_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides how a union is mounted and served.
+class Engine(Protocol):
+    """What serves: fuse/direct.py or fuse/plain.py."""
 
-    ``mount_attrs``: names of linux.mounts.MOUNT_ATTRS. ``timeout``: seconds for which the kernel may believe names and attributes.
-    """
+    def requests(self) -> dict[str, int]:
+        """How often each verb was asked."""
 
-    fsname: str = "unionfs"
-    subtype: str = "unionfs"
-    allow_other: bool = True
-    read_only: bool = False
-    mount_attrs: frozenset[str] = field(default_factory=frozenset)
-    acl: bool = True
-    timeout: float = FOREVER
-    debug: bool = False
-    writeback: bool = False
+    def microseconds(self) -> dict[str, int]:
+        """What each verb took, of what was measured."""
 
+    def forget_known(self) -> None:
+        """The layers have changed: ask anew."""
 
-def create_mount(settings: Settings) -> tuple[int, int]:
-    """(fuse descriptor, detached mount): for the privileged. Attach the mount with linux.mounts.move_mount. Raises MountError."""
-    fuse_fd = _open_fuse()
-    strings = {
-        "source": os.fsencode(settings.fsname),
-        "subtype": settings.subtype.encode(),
-        "fd": b"%d" % fuse_fd,
-        "rootmode": b"40000",
-        "user_id": b"%d" % os.geteuid(),
-        "group_id": b"%d" % os.getegid(),
-    }
-    flags = ["default_permissions"]
-    if settings.allow_other:
-        flags.append("allow_other")
-    if settings.read_only:
-        flags.append("ro")
-    try:
-        return fuse_fd, mounts.fs_mount("fuse", strings, flags, settings.mount_attrs)
-    except OSError as exc:
-        os.close(fuse_fd)
-        raise MountError(f"cannot mount: {exc.strerror} ({exc.filename})") from exc
+    def limit_trust(self, seconds: float) -> None:
+        """From now on the kernel may believe an answer for *seconds* at most."""
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """Have the kernel forget what *name* in *parent* is; not for the thread that serves."""
+
+    def forget_object(self, ino: int) -> None:
+        """Have the kernel forget attributes and data of *ino*; not for the thread that serves."""
+
+    async def serve(self) -> None:
+        """Serve until the mount is gone or ``stop`` is called."""
+
+    def stop(self) -> None:
+        """Let ``serve`` return."""
+
+    def close(self) -> None:
+        """Give the descriptor back."""
 
 
-def _open_fuse() -> int:
-    try:
-        # non-blocking: a request may be withdrawn between poll and read
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as exc:
-        raise MountError(f"cannot open /dev/fuse: {exc.strerror}") from exc
+class _Fetch:
+    """Imports what the rest of serving needs, in a thread: its files may be slow, and requests are to be answered meanwhile."""
 
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
-def mount_with_fusermount(settings: Settings, target: bytes) -> int:
-    """The fuse descriptor of a mount that fusermount3 made at *target*: for ordinary users. Raises MountError."""
-    options = ["default_permissions", f"subtype={settings.subtype}", "fsname=" + _escaped(settings.fsname)]
-    if settings.allow_other:
-        options.append("allow_other")
-    options.append("ro" if settings.read_only else "rw")
-    options.extend(sorted(settings.mount_attrs - {"ro"}))
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
+    def __call__(self) -> bool:
+        """Start, or go on; whether all is there. Raises what importing raised."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="import", daemon=True)
+            self._thread.start()
+        if self._thread.is_alive():
+            return False
+        if self._failure is not None:
+            raise self._failure
+        return True
+
+    def _run(self) -> None:
         try:
-            done = subprocess.run(
-                ["fusermount3", "-o", ",".join(options), "--", target],
-                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-            )
-        except OSError as exc:
-            raise MountError(f"cannot run fusermount3: {exc.strerror}") from exc
-        if done.returncode:
-            reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise MountError(reason[-1] if reason else f"fusermount3 failed on {printable(target)}")
-        theirs.close()  # else the end of what fusermount3 sent would never be seen
-        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[:4])
-    if not fds:
-        raise MountError("fusermount3 passed no descriptor")
-    os.set_inheritable(fds[0], False)
-    os.set_blocking(fds[0], False)
-    return fds[0]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace(",", "\\,")
+            prepare()
+            self._done()
+        except BaseException as exc:
+            self._failure = exc
 
 
 def prepare() -> None:
-    """Import all that serving will ever need; call before the mount is attached."""
+    """Import all that serving with trio needs."""
     import encodings.idna
     import traceback
 
-    import pyfuse3
     import trio
 
-    from unionfs.fuse import ops, reader, refresh
+    from unionfs.fuse import control, refresh
 
-    _ = (encodings.idna, traceback, pyfuse3, trio, ops, reader, refresh)
+    _ = (encodings.idna, traceback, trio, control, refresh)
+
+
+class _Interrupted:
+    """Signals that arrive before trio is there to take them."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._theirs = theirs
+        self._before = [(number, signal.signal(number, self._take)) for number in _STOPPING]
+        signal.set_wakeup_fd(theirs.fileno())
+
+    def _take(self, number: int, _: object) -> None:
+        self.received.append(number)
+
+    def fileno(self) -> int:
+        """Readable once there is a signal."""
+        return self._ours.fileno()
+
+    def hand_over(self) -> None:
+        """Leave the wake-up to trio; signals are still noted."""
+        signal.set_wakeup_fd(-1)
+
+    def pass_on(self) -> None:
+        """Send them again, to whoever takes signals now."""
+        for number in self.received:
+            os.kill(os.getpid(), number)
+
+    def close(self) -> None:
+        """As before."""
+        self.hand_over()
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        self._ours.close()
+        self._theirs.close()
 
 
 def serve(
@@ -150,83 +149,107 @@ def serve(
     on_ready: Callable[[], None] = lambda: None,
     control: socket.socket | None = None,
     detach: Callable[[], None] | None = None,
+    on_prepared: Callable[[], None] = lambda: None,
+    prepare_first: bool = False,
 ) -> None:
     """Serve *union* on *fuse_fd* until it is unmounted, or until SIGTERM, SIGINT or SIGHUP (then ``detach`` should unmount it).
 
     Owns the descriptor and the union and closes both. *control* is a listening Unix socket that answers one JSON line per line.
+    *on_prepared*: told, perhaps in a thread, when nothing more will be imported. *prepare_first*: what is to be imported cannot be
+    reached any more once the mount is attached.
     """
-    import pyfuse3
-    import trio
-
-    from unionfs.fuse.ops import Operations
-    from unionfs.fuse.reader import Reader
-
     os.umask(0)
-    logging.getLogger("pyfuse3").addFilter(_is_news)
-    reader = Reader()
-    operations = Operations(
-        union, reader, timeout=settings.timeout, acl=settings.acl, writeback=settings.writeback, on_ready=on_ready
-    )
-    pyfuse3.trio = reader  # type: ignore[attr-defined]
-    pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"debug"} if settings.debug else set())
-    # every node is an object: the default thresholds would walk all of them over and over
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    outdated: list[Outdated] = []
+    engine: Engine | None = None
+    interrupted = _Interrupted()
+
+    def met(what: Outdated) -> None:
+        outdated.append(what)
+        assert engine is not None
+        engine.forget_known()
+
+    union.on_outdated = met
     try:
-        trio.run(_serve, operations, union, control, detach)
+        if settings.engine == "pyfuse3":
+            from unionfs.fuse.plain import Plain
+
+            prepare()
+            on_prepared()
+            engine = Plain(union, fuse_fd, settings, on_ready)
+            _quieten_collector()
+        else:
+            from unionfs.fuse.direct import Direct
+
+            if prepare_first or union.tree.watcher is not None:
+                prepare()
+                on_prepared()
+            engine = direct = Direct(union, fuse_fd, settings, on_ready)
+            _quieten_collector()
+            direct.channel.serve_bare([interrupted.fileno(), *([] if control is None else [control.fileno()])], _Fetch(on_prepared))
+            if direct.channel.closed:
+                return
+        import trio
+
+        interrupted.hand_over()
+        trio.run(_serve, engine, union, control, detach, outdated, interrupted)
     finally:
-        pyfuse3.close(unmount=False)
+        interrupted.close()
+        if engine is not None:
+            engine.close()
         union.close()
 
 
-_WITHDRAWN = frozenset(os.strerror(code) for code in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED))
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Filter of pyfuse3's log: the kernel not wanting an answer any more (its asker was killed, the mount has gone) is no error."""
-    return "fuse_reply_* failed with" not in str(record.msg) or not _WITHDRAWN.intersection(record.args or ())
+def _quieten_collector() -> None:
+    """Every node is an object: the default thresholds would walk all of them over and over."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 async def _serve(
-    operations: Operations, union: Union, control: socket.socket | None, detach: Callable[[], None] | None
+    engine: Engine,
+    union: Union,
+    control: socket.socket | None,
+    detach: Callable[[], None] | None,
+    outdated: list[Outdated],
+    interrupted: _Interrupted,
 ) -> None:
-    import pyfuse3
     import trio
 
+    from unionfs.fuse.control import Facts, answer_control
     from unionfs.fuse.refresh import Refresher
 
-    refresher = Refresher(operations, union)
+    refresher = Refresher(engine, union, outdated)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, detach, refresher)
-        nursery.start_soon(_give_back_memory, operations, union)
+        await nursery.start(_stop_on_signal, detach, refresher, engine)
+        interrupted.pass_on()
+        nursery.start_soon(_give_back_memory, union)
         nursery.start_soon(refresher.tell_what_was_met)
         nursery.start_soon(refresher.watch)
         if control is not None:
-            nursery.start_soon(_answer_control, control, _Facts(operations, union), refresher)
-        # one worker to begin with and never one more by pyfuse3's own count: the Reader starts those that are needed
-        await pyfuse3.main(min_tasks=1 << 20, max_tasks=1)
+            nursery.start_soon(answer_control, control, Facts(engine, union), refresher)
+        await engine.serve()
         nursery.cancel_scope.cancel()
 
 
-async def _give_back_memory(operations: Operations, union: Union) -> None:
+async def _give_back_memory(union: Union) -> None:
     """After the kernel forgot many nodes, and some time to forget more, return their memory to the system."""
     import trio
 
     while True:
-        await operations.memory_freed.wait()
+        freed = trio.Event()
+        union.on_forgotten = freed.set
+        await freed.wait()
         await trio.sleep(_FORGETTING_SECONDS)
-        operations.memory_freed = trio.Event()
         union.give_back_memory()
 
 
 async def _stop_on_signal(
-    detach: Callable[[], None] | None, refresher: Refresher, task_status: trio.TaskStatus[None]
+    detach: Callable[[], None] | None, refresher: Refresher, engine: Engine, task_status: trio.TaskStatus[None]
 ) -> None:
-    import pyfuse3
     import trio
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+    with trio.open_signal_receiver(*_STOPPING) as received:
         task_status.started()
         async for number in received:
             log.info("stopping on signal %d", number)
@@ -235,76 +258,5 @@ async def _stop_on_signal(
                     # in a thread: the kernel may ask us something on the way
                     await trio.to_thread.run_sync(detach)
             async with refresher.nothing_under_way():
-                pyfuse3.terminate()
+                engine.stop()
             return
-
-
-class _Facts:
-    """What ``unionfs stats`` shows."""
-
-    def __init__(self, operations: Operations, union: Union) -> None:
-        self._operations = operations
-        self._union = union
-        self._started = time.monotonic()
-
-    def answer(self, request: Any) -> dict[str, Any]:
-        """The reply to one control request."""
-        if not isinstance(request, dict) or request.get("cmd") != "stats":
-            return {"error": "unknown request"}
-        tree = self._union.tree
-        return {
-            "requests": dict(self._operations.requests.most_common()),
-            "nodes": len(tree.nodes),
-            "open_fds": tree.open_descriptors,
-            "rss": _resident_bytes(),
-            "uptime": time.monotonic() - self._started,
-        }
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def _answer(request: Any, facts: _Facts, refresher: Refresher) -> dict[str, Any]:
-    """The reply to one control request."""
-    if not isinstance(request, dict) or request.get("cmd") != "refresh":
-        return facts.answer(request)
-    path = request.get("path", "")
-    if not isinstance(path, str):
-        return {"error": "the path is no text"}
-    try:
-        await refresher.refresh(path.encode("utf-8", "surrogateescape"))
-    except Exception as exc:  # a defect of ours, and nothing to end the mount for
-        log.error("refresh failed unexpectedly", exc_info=exc)
-        return {"error": f"the refresh failed: {exc}"}
-    return {"refreshed": path}
-
-
-async def _answer_control(control: socket.socket, facts: _Facts, refresher: Refresher) -> None:
-    import trio
-
-    async def talk(stream: trio.SocketStream) -> None:
-        buffer = b""
-        async with stream:
-            async for chunk in stream:
-                buffer += chunk
-                *lines, buffer = buffer.split(b"\n")
-                for line in lines:
-                    try:
-                        request = json.loads(line)
-                    except ValueError:
-                        reply = {"error": "not JSON"}
-                    else:
-                        reply = await _answer(request, facts, refresher)
-                    await stream.send_all(json.dumps(reply).encode() + b"\n")
-                if len(buffer) > _REQUEST_LIMIT:
-                    return
-
-    async def shielded(stream: trio.SocketStream) -> None:
-        try:
-            await talk(stream)
-        except (OSError, trio.BrokenResourceError):  # the asker went away
-            pass
-
-    await trio.serve_listeners(shielded, [trio.SocketListener(trio.socket.from_stdlib_socket(control))])

@@ -53,6 +53,26 @@ def _may_initially(capability: int) -> bool:
     return bool(int(effective, 16) >> capability & 1)
 
 
+def is_in_group(pid: int, gid: int) -> bool:
+    """Whether the process *pid* has the supplementary group *gid*; not, if it is gone or cannot be seen."""
+    return str(gid) in _status_of(pid, "Groups:")
+
+
+def is_privileged(pid: int) -> bool:
+    """Whether the process *pid* has CAP_SYS_ADMIN; not, if it is gone or cannot be seen."""
+    found = _status_of(pid, "CapEff:")
+    return bool(found) and bool(int(found[0], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def _status_of(pid: int, line: str) -> list[str]:
+    """The words of a line of /proc/PID/status."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            return next((found.split()[1:] for found in file if found.startswith(line)), [])
+    except OSError:
+        return []
+
+
 def die_with_parent() -> None:
     """Be killed when the thread that forked us is gone; changing user or capabilities afterwards undoes it (prctl(2))."""
     _l.checked(_l.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))

@@ -41,6 +41,8 @@ Result = TypeVar("Result")
 
 #: Offsets of "." and ".." in a listing; entries follow at cookie + _DOTS.
 _DOTS = 2
+#: Worth giving their memory back.
+_MANY_NODES = 1024
 
 
 def unlocking(
@@ -104,6 +106,8 @@ class Union:
         self._owners = stack.features.owners
         #: Told what the kernel has to forget when a verb meets layers that were changed under us.
         self.on_outdated: Callable[[Outdated], None] = lambda _: None
+        #: Told when so many nodes died that ``give_back_memory`` is worth while.
+        self.on_forgotten: Callable[[], None] = lambda: None
 
     def _unlock(self, failure: PermissionError, step: Callable[[], Result], named: list[tuple[int, bytes | None]]) -> Result:
         """The *step* that failed, with bits lent to what was *named*: (number, None) or (directory, name)."""
@@ -177,6 +181,8 @@ class Union:
         dead = self.tree.nodes.forget(ino, count)
         self.forgotten += len(dead)
         self.tree.bury(dead)
+        if self.forgotten > _MANY_NODES:
+            self.on_forgotten()
 
     def give_back_memory(self) -> None:
         """Return to the system what forgotten nodes took; worth its time once ``forgotten`` is large."""
@@ -284,7 +290,16 @@ class Union:
             data += more
         return data
 
-    def write(self, ino: int, offset: int, data: bytes) -> int:
+    def read_into(self, ino: int, offset: int, buffer: memoryview) -> int:
+        """Fill *buffer*; less only at the end of the file. Returns how much that is."""
+        fd = self.tree.descriptors.file_fd(self.tree.node(ino), writable=False)
+        got = size = os.preadv(fd, (buffer,), offset)
+        while size and got < len(buffer):
+            size = os.preadv(fd, (buffer[got:],), offset + got)
+            got += size
+        return got
+
+    def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of *data*, or as much as fits; returns how much that was."""
         fd = self.tree.descriptors.file_fd(self._up(ino), writable=True)
         written = os.pwrite(fd, data, offset)

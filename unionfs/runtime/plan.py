@@ -37,7 +37,7 @@ class RunOptions:
     scratch: bytes = SCRATCH
     term: bytes = b"dumb"
     terminal: bool = False
-    engine: str = "pyfuse3"
+    engine: str = "channel"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Serve:
     work: bytes
     volatile: bool = False
     remove_work: bool = False
-    engine: str = "pyfuse3"
+    engine: str = "channel"
 
 
 @dataclass(frozen=True)

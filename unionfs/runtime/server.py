@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from unionfs.errors import MountError
 from unionfs.linux import process
-from unionfs.options import MountOptions
+from unionfs.options import SERVED, MountOptions
 from unionfs.runtime import scratch
 from unionfs.runtime.messages import Channel, close_all
 from unionfs.runtime.plan import CopyOwnerAndMode, MakeScratch, MakeWork, RemoveStale, Serve, ServerStep
@@ -82,9 +82,9 @@ def _serve(step: Serve, channel: Channel) -> None:
     options = MountOptions(lowers=step.lowers, upper=step.upper, work=step.work, fsync="volatile" if step.volatile else "auto")
     refuse_if_kernel_has(step.upper, step.work)
     try:
-        if step.engine == "pyfuse3" or not _mount_by_kernel(options, step.engine, channel):
+        if step.engine in SERVED or not _mount_by_kernel(options, step.engine, channel):
             stack = open_stack(step.lowers, step.upper, step.work, engines.features(options))
-            _serve_stack(stack, channel)
+            _serve_stack(stack, "pyfuse3" if step.engine == "pyfuse3" else "channel", channel)
     finally:
         if step.remove_work:
             scratch.remove_unused(step.work)
@@ -101,7 +101,7 @@ def _mount_by_kernel(options: MountOptions, engine: str, channel: Channel) -> bo
         except MountError as exc:
             if engine == "kernel":
                 raise
-            channel.send("note", text=f"engine pyfuse3: {exc}")
+            channel.send("note", text=f"engine channel: {exc}")
             return False
         if engine == "auto":
             channel.send("note", text="engine kernel")
@@ -121,12 +121,12 @@ def _await_container(channel: Channel) -> None:
         close_all(message.fds)
 
 
-def _serve_stack(stack: Stack, channel: Channel) -> None:
-    from unionfs.fuse import session
+def _serve_stack(stack: Stack, engine: str, channel: Channel) -> None:
+    from unionfs.fuse import mounting, session
     from unionfs.overlay.union import Union
 
-    settings = session.Settings(fsname="unionfs", allow_other=True)
-    fuse_fd, mount_fd = session.create_mount(settings)
+    settings = mounting.Settings(fsname="unionfs", allow_other=True, engine=engine)
+    fuse_fd, mount_fd = mounting.create_mount(settings)
     wanted = channel.send("mounted", fds=(mount_fd,))
     os.close(mount_fd)  # from here on the mount lives by the container alone
     if not wanted:

@@ -142,7 +142,7 @@ def lacking(text: bytes) -> list[str]:
         (b"allow_root", ["allow_root"]),
         (b"noxattrs=1", ["noxattrs=1"]),
         (b"timeout=0", ["timeout"]),
-        (b"static_nlink,writeback=1,subtype=s,rename_copy_limit=0", ["rename_copy_limit", "static_nlink", "subtype", "writeback"]),
+        (b"static_nlink,io=writeback,subtype=s,rename_copy_limit=0", ["rename_copy_limit", "static_nlink", "subtype"]),
         (b"uidmapping=0:1:1,gidmapping=0:1:1,squash_to_uid=0", ["gidmapping", "squash_to_uid", "uidmapping"]),
         (b"squash_to_root,squash_to_gid=0", ["squash_to_gid", "squash_to_root"]),
         (b"lowers=live", ["lowers=live"]),
@@ -183,11 +183,11 @@ def test_the_kernel_is_told_what_was_asked_for(text: bytes, expected: dict[str, 
 @pytest.mark.parametrize(
     ("engine", "text", "message"),
     [
-        ("kernel", b"timeout=1,noacl", "^the kernel's overlayfs has no noacl, timeout; the engine pyfuse3 has"),
+        ("kernel", b"timeout=1,noacl", "^the kernel's overlayfs has no noacl, timeout; our own server has"),
         ("kernel", b"metacopy=on,userxattr", "exclude each other"),
         ("auto", b"metacopy=on,userxattr", "exclude each other"),
-        ("auto", b"verity=on,timeout=1", "verity=on is not supported by the engine pyfuse3"),
-        ("pyfuse3", b"verity=on", "verity=on is not supported by the engine pyfuse3"),
+        ("auto", b"verity=on,timeout=1", "verity=on is not supported by our own server"),
+        ("pyfuse3", b"verity=on", "verity=on is not supported by our own server"),
     ],
 )
 def test_an_engine_refuses_what_it_cannot_do(engine: str, text: bytes, message: str) -> None:
@@ -204,6 +204,6 @@ def test_an_engine_takes_what_it_can_do(engine: str, text: bytes) -> None:
 
 @pytest.mark.parametrize("text", ["nfs_export=on", "verity=on", "verity=require"])
 def test_what_our_server_cannot_do_is_refused_by_name(text: str) -> None:
-    with pytest.raises(UsageError, match=f"option {text} is not supported by the engine pyfuse3"):
+    with pytest.raises(UsageError, match=f"option {text} is not supported by our own server"):
         check(text.encode())
     check(text.partition("=")[0].encode() + b"=off")

@@ -7,20 +7,18 @@ import threading
 from pathlib import Path
 from typing import Any, cast
 
-import pyfuse3
 import pytest
 import trio
 
 from tests.unit.overlay.test_refresh import again, fill
 from tests.unit.overlay.world import View, World, put
-from unionfs.fuse.refresh import POLLED_TIMEOUT, Refresher, tell_kernel
+from unionfs.fuse.refresh import POLLED_TIMEOUT, Refresher
 from unionfs.overlay import watch
-from unionfs.overlay.refresh import Outdated
 from unionfs.overlay.watch import Watcher
 
 
 class Kernel:
-    """What the kernel was told, by which thread; ``gate`` holds it up."""
+    """An engine that hears what it is to tell the kernel, from which thread; ``gate`` holds it up."""
 
     def __init__(self) -> None:
         self.names: set[tuple[int, bytes]] = set()
@@ -29,41 +27,32 @@ class Kernel:
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()
+        self.forgot = 0
+        self.limits: list[float] = []
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
+    def forget_name(self, parent: int, name: bytes) -> None:
         self._hear()
         self.names.add((parent, name))
-        raise FileNotFoundError(2, "it knows no such name")
 
-    def invalidate_inode(self, number: int) -> None:
+    def forget_object(self, number: int) -> None:
         self._hear()
         self.numbers.add(number)
-        raise FileNotFoundError(2, "it knows no such object")
 
     def _hear(self) -> None:
         self.asked.set()
         assert self.gate.wait(10)
         self.threads.add(threading.current_thread())
 
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made = Kernel()
-    monkeypatch.setattr(pyfuse3, "invalidate_entry", made.invalidate_entry)
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", made.invalidate_inode)
-    return made
-
-
-class FakeOperations:
-    def __init__(self) -> None:
-        self.forgot = 0
-        self.limits: list[float] = []
-
     def forget_known(self) -> None:
         self.forgot += 1
 
     def limit_trust(self, seconds: float) -> None:
         self.limits.append(seconds)
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
 
 
 @pytest.fixture
@@ -74,9 +63,8 @@ def world(scratch: Path) -> Any:
     made.close_all()
 
 
-def refresher_of(view: View) -> tuple[Refresher, FakeOperations]:
-    operations = FakeOperations()
-    return Refresher(cast(Any, operations), view.union), operations
+def refresher_of(view: View, kernel: Kernel) -> Refresher:
+    return Refresher(cast(Any, kernel), view.union)
 
 
 async def until(told: Any) -> None:
@@ -85,27 +73,22 @@ async def until(told: Any) -> None:
             await trio.sleep(0.01)
 
 
-def test_what_the_kernel_does_not_know_is_no_error(kernel: Kernel) -> None:
-    tell_kernel(Outdated({7, 8}, {(1, b"a"), (1, b"b")}))
-    assert kernel.numbers == {7, 8} and kernel.names == {(1, b"a"), (1, b"b")}
-
-
 async def test_a_refresh_has_told_the_kernel_when_it_returns(world: World, kernel: Kernel) -> None:
     view = world.open(writable=False)
     view.snapshot()
-    refresher, operations = refresher_of(view)
+    refresher = refresher_of(view, kernel)
     big = view.ino(b"big")
     (world.lowers[1] / "file").unlink()
     put(world.lowers[1] / "new")
     await refresher.refresh()
-    assert kernel.names == {(1, b"file"), (1, b"new")} and {1, big} <= kernel.numbers and operations.forgot
+    assert kernel.names == {(1, b"file"), (1, b"new")} and {1, big} <= kernel.numbers and kernel.forgot
     assert threading.main_thread() not in kernel.threads
 
 
 async def test_serving_does_not_end_while_the_kernel_is_being_told(world: World, kernel: Kernel) -> None:
     view = world.open(writable=False)
     view.snapshot()
-    refresher, _ = refresher_of(view)
+    refresher = refresher_of(view, kernel)
     ended: list[str] = []
 
     async def end() -> None:
@@ -126,13 +109,13 @@ async def test_serving_does_not_end_while_the_kernel_is_being_told(world: World,
 async def test_what_a_verb_found_outdated_is_told(world: World, kernel: Kernel) -> None:
     view = world.open(writable=False)
     view.snapshot()
-    refresher, operations = refresher_of(view)
+    refresher = refresher_of(view, kernel)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refresher.tell_what_was_met)
         again(world.lowers[1] / "file", Path.mkdir)
         assert view.names(b"file") == []
         await until(lambda: (1, b"file") in kernel.names)
-        assert operations.forgot
+        assert kernel.forgot
         nursery.cancel_scope.cancel()
 
 
@@ -144,7 +127,7 @@ async def test_events_are_followed(world: World, kernel: Kernel, monkeypatch: py
         collect = watcher.collect
         monkeypatch.setattr(watcher, "collect", lambda: collect() and None)
     view.snapshot()
-    refresher, _ = refresher_of(view)
+    refresher = refresher_of(view, kernel)
     ino = view.ino(b"directory/base")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refresher.watch)
@@ -163,7 +146,7 @@ async def test_a_change_that_cannot_be_followed_does_not_end_it(
     view = world.open(writable=False)
     watcher = view.union.tree.watcher = Watcher(view.union.stack.lowers)
     view.snapshot()
-    refresher, _ = refresher_of(view)
+    refresher = refresher_of(view, kernel)
 
     def fail() -> None:
         collect()
@@ -187,13 +170,13 @@ async def test_without_watches_there_is_one_warning_and_a_short_trust(
     monkeypatch.setattr(watch, "_share_of_watches", lambda: 1)
     view = world.open(writable=False)
     view.union.tree.watcher = Watcher(view.union.stack.lowers)
-    _, operations = refresher_of(view)
+    refresher_of(view, kernel)
     view.snapshot()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert operations.limits == [POLLED_TIMEOUT]
+    assert kernel.limits == [POLLED_TIMEOUT]
 
 
-async def test_a_static_mount_has_nothing_to_watch(world: World) -> None:
-    refresher, _ = refresher_of(world.open())
+async def test_a_static_mount_has_nothing_to_watch(world: World, kernel: Kernel) -> None:
+    refresher = refresher_of(world.open(), kernel)
     with trio.fail_after(1):
         await refresher.watch()

@@ -1,0 +1,403 @@
+"""The FUSE verbs on the channel: unpack the kernel's message, call the Union, pack the answer; nothing else.
+
+One method for each opcode, (number of the object, body) to the body of the answer; the table at the end of ``Verbs.__init__`` says which.
+No open file has a handle: OPEN, OPENDIR and FLUSH are answered ENOSYS once, and never sent again. Data goes by number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from unionfs.fuse import protocol
+from unionfs.fuse.channel import MAX_WRITE, Answer, Channel, Job, Later
+from unionfs.fuse.protocol import Opcode, zero_ended
+from unionfs.linux import process
+from unionfs.overlay.node import Node
+from unionfs.overlay.union import Caller, Change, Union
+
+if TYPE_CHECKING:
+    from unionfs.overlay.copy_up import DataDraft, Draft
+
+#: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
+QUICK_SIZE = 128 * 1024
+#: Attributes remembered at most: about 200 bytes each.
+_KNOWN_LIMIT = 16_384
+_OPEN_CREATED = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
+_NO_OPEN = protocol.OPEN_OUT.pack(0, 0, 0)
+#: No number is known: getdents must not show 0, which readers take for a hole.
+_NO_NUMBER = 1
+
+#: What is asked of the kernel whatever the mode: see docs/design.md.
+FLAGS = (
+    protocol.ASYNC_READ | protocol.BIG_WRITES | protocol.HAS_IOCTL_DIR | protocol.DO_READDIRPLUS | protocol.ASYNC_DIO
+    | protocol.PARALLEL_DIROPS | protocol.MAX_PAGES | protocol.CACHE_SYMLINKS | protocol.EXPLICIT_INVAL_DATA
+    | protocol.SETXATTR_EXT | protocol.INIT_EXT | protocol.ALLOW_IDMAP
+)  # fmt: skip
+
+
+class Verbs:
+    """The handlers over *union*, entered in the table of *channel*. ``timeout``: seconds for which the kernel may believe an answer."""
+
+    def __init__(self, union: Union, channel: Channel, *, timeout: float) -> None:
+        self._union = union
+        self._channel = channel
+        #: Attributes as the kernel was last told, for as long as nothing changes anywhere: a second listing asks for all again.
+        self._known: dict[int, bytes] = {}
+        self._known_limit = _KNOWN_LIMIT
+        self._building: dict[int, Job] = {}
+        self._data = memoryview(bytearray(MAX_WRITE))
+        self._trust(timeout)
+        for opcode, handler in (
+            (Opcode.LOOKUP, self.lookup),
+            (Opcode.FORGET, self.forget),
+            (Opcode.BATCH_FORGET, self.batch_forget),
+            (Opcode.GETATTR, self.getattr),
+            (Opcode.SETATTR, self._changing(self.setattr)),
+            (Opcode.READLINK, self.readlink),
+            (Opcode.SYMLINK, self._changing(self.symlink)),
+            (Opcode.MKNOD, self._changing(self.mknod)),
+            (Opcode.MKDIR, self._changing(self.mkdir)),
+            (Opcode.UNLINK, self._changing(self.unlink)),
+            (Opcode.RMDIR, self._changing(self.rmdir)),
+            (Opcode.RENAME, self._changing(self.rename)),
+            (Opcode.RENAME2, self._changing(self.rename2)),
+            (Opcode.LINK, self._changing(self.link)),
+            (Opcode.CREATE, self._changing(self.create)),
+            (Opcode.READ, self.read),
+            (Opcode.WRITE, self._changing(self.write)),
+            (Opcode.RELEASE, self.release),
+            (Opcode.STATFS, self.statfs),
+            (Opcode.FSYNC, self.fsync),
+            (Opcode.FSYNCDIR, self.fsyncdir),
+            (Opcode.GETXATTR, self.getxattr),
+            (Opcode.LISTXATTR, self.listxattr),
+            (Opcode.SETXATTR, self._changing(self.setxattr)),
+            (Opcode.REMOVEXATTR, self._changing(self.removexattr)),
+            (Opcode.READDIRPLUS, self.readdirplus),
+            (Opcode.INTERRUPT, self.interrupt),
+            (Opcode.DESTROY, self.destroy),
+        ):
+            channel.handle(opcode, handler)
+
+    # -- what the kernel may believe -------------------------------------------------------------------------------------
+
+    def _trust(self, seconds: float) -> None:
+        valid, ns = protocol.timeout(seconds)
+        self._timeout = seconds
+        self._entry_valid = valid, valid, ns, ns
+        self._attr_head = protocol.ATTR_HEAD.pack(valid, ns, 0)
+        self._absent = protocol.ENTRY_HEAD.pack(0, 0, *self._entry_valid) + bytes(protocol.ATTR.size)
+
+    def limit_trust(self, seconds: float) -> None:
+        """From now on the kernel may believe an answer for *seconds* at most, and nothing is answered from memory here."""
+        self._trust(min(self._timeout, seconds))
+        self._known_limit = 0
+        self._known.clear()
+
+    def forget_known(self) -> None:
+        """The layers have changed: ask anew."""
+        self._known.clear()
+
+    def _attributes(self, found: tuple[Node, os.stat_result]) -> bytes:
+        node, st = found
+        made = protocol.attributes(node.shown, self._union.links(node, st), st)
+        known = self._known
+        if len(known) >= self._known_limit:
+            known.clear()
+        if self._known_limit:
+            known[node.ino] = made
+        return made
+
+    def _entry(self, found: tuple[Node, os.stat_result]) -> bytes:
+        return protocol.ENTRY_HEAD.pack(found[0].ino, 0, *self._entry_valid) + self._attributes(found)
+
+    def _changing(self, handler: Callable[[int, memoryview], Answer]) -> Callable[[int, memoryview], Answer]:
+        """*handler*, which changes the tree: attributes remembered until now are forgotten, whatever came of it."""
+
+        def changing(ino: int, body: memoryview) -> Answer:
+            self._known.clear()
+            try:
+                return handler(ino, body)
+            finally:
+                for restamped in self._union.take_restamped():
+                    self._known.clear()
+                    self._forget_attributes(restamped)
+
+        return changing
+
+    def _forget_attributes(self, ino: int) -> None:
+        try:
+            self._channel.forget_attributes(ino)
+        except OSError:  # the kernel does not know the object
+            pass
+
+    def _caller(self, umask: int) -> Caller:
+        channel = self._channel
+        return Caller(channel.uid, channel.gid, partial(process.is_in_group, channel.pid))
+
+    # -- copying up ------------------------------------------------------------------------------------------------------
+
+    def _bring_up(self, ino: int, size: int | None = None, *, data: bool = True) -> None:
+        """Have *ino* in upper, or wait for that while others are served, if it takes long."""
+        job = self._building.get(ino)
+        if job is not None:
+            raise Later(job)
+        draft = self._union.begin_copy_up(ino, size, data=data)
+        if draft is None:
+            return
+        if draft.size < QUICK_SIZE and not draft.sync:
+            draft.build()
+            self._union.publish(ino, draft)
+            return
+        job = self._building[ino] = Job(draft.build, partial(self._built, ino, draft))
+        raise Later(job)
+
+    def _built(self, ino: int, draft: Draft | DataDraft, failure: BaseException | None) -> None:
+        del self._building[ino]
+        if failure is None:
+            self._union.publish(ino, draft)
+
+    # -- names -----------------------------------------------------------------------------------------------------------
+
+    def lookup(self, ino: int, body: memoryview) -> Answer:
+        """name -> entry; one of number 0 tells the kernel to remember that there is none."""
+        found = self._union.lookup(ino, bytes(body[:-1]))
+        return self._absent if found is None else self._entry(found)
+
+    def forget(self, ino: int, body: memoryview) -> Answer:
+        """count"""
+        self._forget(ino, protocol.FORGET_IN.unpack_from(body)[0])
+        return None
+
+    def batch_forget(self, _: int, body: memoryview) -> Answer:
+        """count, then (number, count) each"""
+        count, _ = protocol.BATCH_FORGET_IN.unpack_from(body)
+        start = protocol.BATCH_FORGET_IN.size
+        for ino, lookups in protocol.FORGET_ONE.iter_unpack(body[start : start + count * protocol.FORGET_ONE.size]):
+            self._forget(ino, lookups)
+        return None
+
+    def _forget(self, ino: int, count: int) -> None:
+        self._union.forget(ino, count)
+        self._known.pop(ino, None)
+
+    def readlink(self, ino: int, _: memoryview) -> Answer:
+        """-> target"""
+        return self._union.readlink(ino)
+
+    def symlink(self, ino: int, body: memoryview) -> Answer:
+        """name, target -> entry"""
+        name, target, _ = bytes(body).split(b"\0")
+        return self._entry(self._union.make_symlink(ino, name, target, self._caller(0)))
+
+    def mknod(self, ino: int, body: memoryview) -> Answer:
+        """mode, device, umask, name -> entry"""
+        mode, device, umask, _ = protocol.MKNOD_IN.unpack_from(body)
+        name = zero_ended(body[protocol.MKNOD_IN.size :])
+        return self._entry(self._union.make_special(ino, name, mode, protocol.device_number(device), self._caller(umask)))
+
+    def mkdir(self, ino: int, body: memoryview) -> Answer:
+        """mode, umask, name -> entry"""
+        mode, umask = protocol.MKDIR_IN.unpack_from(body)
+        name = zero_ended(body[protocol.MKDIR_IN.size :])
+        return self._entry(self._union.make_directory(ino, name, mode, self._caller(umask)))
+
+    def create(self, ino: int, body: memoryview) -> Answer:
+        """flags, mode, umask, flags of ours, name -> entry, handle"""
+        flags, mode, umask, open_flags = protocol.CREATE_IN.unpack_from(body)
+        name = zero_ended(body[protocol.CREATE_IN.size :])
+        found = None if flags & os.O_EXCL else self._union.lookup(ino, name)
+        if found is None:
+            return self._entry(self._union.make_file(ino, name, mode, self._caller(umask))) + _OPEN_CREATED
+        number = found[0].ino  # somebody made it between the kernel's look-up and now
+        try:
+            self._union.refuse_opening(number, flags)
+            self._bring_up(number, 0 if flags & os.O_TRUNC else None)
+            self._union.open(number, flags, drop_suid=bool(open_flags & protocol.OPEN_KILL_SUIDGID))
+            return self._entry(self._union.getattr(number)) + _OPEN_CREATED
+        except BaseException:
+            self._union.forget(number, 1)  # the kernel is told nothing of it
+            raise
+
+    def link(self, ino: int, body: memoryview) -> Answer:
+        """the object's number, name -> entry"""
+        (number,) = protocol.LINK_IN.unpack_from(body)
+        self._bring_up(number, data=False)
+        return self._entry(self._union.link(number, ino, zero_ended(body[protocol.LINK_IN.size :])))
+
+    def unlink(self, ino: int, body: memoryview) -> Answer:
+        """name"""
+        name = bytes(body[:-1])
+        for number in self._union.to_bring_up_first(ino, name):
+            self._bring_up(number, data=False)
+        self._union.unlink(ino, name)
+        return b""
+
+    def rmdir(self, ino: int, body: memoryview) -> Answer:
+        """name"""
+        self._union.rmdir(ino, bytes(body[:-1]))
+        return b""
+
+    def rename(self, ino: int, body: memoryview) -> Answer:
+        """new directory, name, new name"""
+        (target,) = protocol.RENAME_IN.unpack_from(body)
+        return self._rename(ino, target, body[protocol.RENAME_IN.size :], 0)
+
+    def rename2(self, ino: int, body: memoryview) -> Answer:
+        """new directory, flags, name, new name"""
+        target, flags, _ = protocol.RENAME2_IN.unpack_from(body)
+        return self._rename(ino, target, body[protocol.RENAME2_IN.size :], flags)
+
+    def _rename(self, ino: int, target: int, names: memoryview, flags: int) -> Answer:
+        old, new, _ = bytes(names).split(b"\0")
+        moved = self._union.to_bring_up(ino, old, target, new, flags)
+        for number in (*moved, *self._union.to_bring_up_first(target, new)):
+            self._bring_up(number, data=False)
+        self._union.rename(ino, old, target, new, flags)
+        return b""
+
+    # -- attributes ------------------------------------------------------------------------------------------------------
+
+    def getattr(self, ino: int, _: memoryview) -> Answer:
+        """-> attributes"""
+        return self._attr_head + (self._known.get(ino) or self._attributes(self._union.getattr(ino)))
+
+    def setattr(self, ino: int, body: memoryview) -> Answer:
+        """what is to change -> attributes"""
+        (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = protocol.SETATTR_IN.unpack_from(body)
+        change = Change(
+            size=size if valid & protocol.FATTR_SIZE else None,
+            mode=mode if valid & protocol.FATTR_MODE else None,
+            uid=uid if valid & protocol.FATTR_UID else None,
+            gid=gid if valid & protocol.FATTR_GID else None,
+            atime_ns=protocol.time_ns(atime, atime_ns) if valid & protocol.FATTR_ATIME else None,
+            mtime_ns=protocol.time_ns(mtime, mtime_ns) if valid & protocol.FATTR_MTIME else None,
+        )
+        self._bring_up(ino, change.size, data=change.size is not None)
+        found = self._union.setattr(ino, change)
+        return self._attr_head + self._attributes(found)
+
+    def statfs(self, _: int, body: memoryview) -> Answer:
+        """-> what is free"""
+        st = self._union.statfs()
+        return protocol.STATFS_OUT.pack(
+            st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize, 0
+        )
+
+    # -- extended attributes ---------------------------------------------------------------------------------------------
+
+    def getxattr(self, ino: int, body: memoryview) -> Answer:
+        """room, name -> value, or its size when there is no room at all"""
+        room, _ = protocol.GETXATTR_IN.unpack_from(body)
+        return _fitting(self._union.getxattr(ino, bytes(body[protocol.GETXATTR_IN.size : -1])), room)
+
+    def listxattr(self, ino: int, body: memoryview) -> Answer:
+        """room -> names, or their size when there is no room at all"""
+        room, _ = protocol.GETXATTR_IN.unpack_from(body)
+        names = self._union.listxattr(ino)
+        if any(name.startswith(b"trusted.") for name in names) and not process.is_privileged(self._channel.pid):
+            names = [name for name in names if not name.startswith(b"trusted.")]  # as ovl_can_list
+        return _fitting(b"".join(name + b"\0" for name in names), room)
+
+    def setxattr(self, ino: int, body: memoryview) -> Answer:
+        """size, flags, flags of ours, name, value"""
+        size, flags, _, _ = protocol.SETXATTR_IN.unpack_from(body)
+        name = zero_ended(body[protocol.SETXATTR_IN.size :])
+        start = protocol.SETXATTR_IN.size + len(name) + 1
+        self._bring_up(ino, data=False)
+        self._union.setxattr(ino, name, bytes(body[start : start + size]), flags)
+        return b""
+
+    def removexattr(self, ino: int, body: memoryview) -> Answer:
+        """name"""
+        name = bytes(body[:-1])
+        if not self._union.is_up(ino):
+            self._union.getxattr(ino, name)
+        self._bring_up(ino, data=False)
+        self._union.removexattr(ino, name)
+        return b""
+
+    # -- data ------------------------------------------------------------------------------------------------------------
+
+    def read(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, size -> data"""
+        _, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(body)
+        self._known.pop(ino, None)  # the time of last access
+        return self._data[: self._union.read_into(ino, offset, self._data[:size])]
+
+    def write(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, size, flags, data -> how much was written"""
+        _, offset, size, _, _, _, _ = protocol.WRITE_IN.unpack_from(body)
+        self._bring_up(ino)
+        start = protocol.WRITE_IN.size
+        return protocol.WRITE_OUT.pack(self._union.write(ino, offset, body[start : start + size]), 0)
+
+    def release(self, _: int, body: memoryview) -> Answer:
+        """Sent for files from CREATE by some kernels, and before the first OPEN was answered."""
+        return b""
+
+    def fsync(self, ino: int, body: memoryview) -> Answer:
+        """handle, flags"""
+        _, flags, _ = protocol.FSYNC_IN.unpack_from(body)
+        return self._sync(ino, os.fdatasync if flags & protocol.FSYNC_FDATASYNC else os.fsync)
+
+    def fsyncdir(self, ino: int, _: memoryview) -> Answer:
+        """handle, flags"""
+        return self._sync(ino, os.fsync)
+
+    def _sync(self, ino: int, sync: Callable[[int], None]) -> Answer:
+        fd = self._union.sync_fd(ino)
+        if fd is None:
+            return b""
+        raise Later(Job(partial(sync, fd), lambda _: os.close(fd), answer=b""))
+
+    # -- directories -----------------------------------------------------------------------------------------------------
+
+    def readdirplus(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, room -> entries with their attributes; the empty answer is the end"""
+        _, offset, room, _, _, _, _ = protocol.READ_IN.unpack_from(body)
+        union, known_of, parts = self._union, self._known.get, list[bytes]()
+        for name, cookie, what in union.entries(ino, offset):
+            room -= protocol.DIRENT_AT + (len(name) + 7 & ~7)
+            if room < 0:
+                break
+            if isinstance(what, Node):  # "." and "..": the kernel neither links nor counts them
+                parts += (self._absent, protocol.dirent(what.shown, cookie, name, what.kind))
+                continue
+            node = union.live_node(what)
+            known = None if node is None else known_of(node.ino)
+            if node is None or known is None:
+                try:
+                    found = union.entry_node(ino, name, what)
+                except FileNotFoundError:  # taken away below us
+                    room += protocol.DIRENT_AT + (len(name) + 7 & ~7)
+                    continue
+                except OSError:  # a redirect that is none, a metacopy without data: its own matter, and asked for again
+                    parts += (self._absent, protocol.dirent(_NO_NUMBER, cookie, name, what.kind))
+                    continue
+                node, known = found[0], self._attributes(found)
+            node.lookups += 1
+            entry = protocol.ENTRY_HEAD.pack(node.ino, 0, *self._entry_valid)
+            parts += (entry, known, protocol.dirent(node.shown, cookie, name, node.kind))
+        return b"".join(parts)
+
+    # -- the connection --------------------------------------------------------------------------------------------------
+
+    def interrupt(self, _: int, body: memoryview) -> Answer:
+        """What takes long cannot be stopped half-way; the request it is about is answered in its time."""
+        return None
+
+    def destroy(self, _: int, body: memoryview) -> Answer:
+        """The mount is gone."""
+        return b""
+
+
+def _fitting(value: bytes, room: int) -> Answer:
+    """*value* as the answer to who has *room* for it: its size when that is 0, ERANGE when it is too little."""
+    if not room:
+        return protocol.GETXATTR_OUT.pack(len(value), 0)
+    return value if len(value) <= room else errno.ERANGE
