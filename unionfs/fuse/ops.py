@@ -306,7 +306,7 @@ class Operations(pyfuse3.Operations):
         """The part of ``open`` that copies up and truncates; counted by itself."""
         self._union.refuse_opening(inode, flags)
         await self._bring_up(inode, 0 if flags & os.O_TRUNC else None)
-        self._union.open(inode, flags, drop_suid=ctx.uid != 0)
+        self._union.open(inode, flags, drop_suid=_caller(ctx) if ctx.uid else None)
 
     @changing_verb
     async def create(
@@ -320,7 +320,7 @@ class Operations(pyfuse3.Operations):
             try:
                 self._union.refuse_opening(ino, flags)
                 await self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
-                self._union.open(ino, flags, drop_suid=ctx.uid != 0)
+                self._union.open(ino, flags, drop_suid=_caller(ctx) if ctx.uid else None)
                 made = self._union.getattr(ino)
             except Exception:
                 self._union.forget(ino, 1)  # the kernel is told nothing of it

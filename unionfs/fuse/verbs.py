@@ -217,7 +217,8 @@ class Verbs:
         try:
             self._union.refuse_opening(number, flags)
             self._bring_up(number, 0 if flags & os.O_TRUNC else None)
-            self._union.open(number, flags, drop_suid=bool(open_flags & protocol.OPEN_KILL_SUIDGID))
+            drop_suid = self._caller(0) if open_flags & protocol.OPEN_KILL_SUIDGID else None
+            self._union.open(number, flags, drop_suid=drop_suid)
             return self._entry(self._union.getattr(number)) + _OPEN_CREATED
         except BaseException:
             self._union.forget(number, 1)  # the kernel is told nothing of it

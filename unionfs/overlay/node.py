@@ -79,15 +79,17 @@ class Directory:
 
     ``lowers``: (layer, path in it), topmost first. ``redirect``: the mark on upper's copy that says where they are, if it has one.
     ``impure``: the layers whose copy carries the impure mark; known once there is an index.
+    ``default_acl``: that of upper's copy, once something was made there; empty where it has none.
     """
 
-    __slots__ = ("impure", "index", "lowers", "redirect")
+    __slots__ = ("default_acl", "impure", "index", "lowers", "redirect")
 
     def __init__(self, lowers: tuple[tuple[Layer, bytes], ...], redirect: bytes | None = None) -> None:
         self.lowers = lowers
         self.redirect = redirect
         self.index: Index | None = None
         self.impure: tuple[Layer, ...] = ()
+        self.default_acl: bytes | None = None
 
 
 class Orphan:

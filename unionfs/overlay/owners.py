@@ -180,9 +180,9 @@ _ID_MAX = (1 << 32) - 2
 _NOBODY = 65534
 
 
-def without_suid(mode: int) -> int:
-    """*mode* as a write by an ordinary user leaves it (kernel setattr_should_drop_suidgid)."""
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+def without_suid(mode: int, member: bool = True) -> int:
+    """*mode* as a write by an ordinary user, *member* of the group or not, leaves it (kernel setattr_should_drop_suidgid)."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP or not member else 0))
 
 
 def declared(value: bytes, st: os.stat_result) -> os.stat_result:

@@ -27,6 +27,7 @@ from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
+from unionfs.overlay.ownership import PLAIN
 from unionfs.overlay.protection import APPEND, refuse, refuse_opening
 from unionfs.overlay.redirect import redirect_file
 from unionfs.overlay.refresh import Outdated, refresh_directory
@@ -69,11 +70,19 @@ def unlocking(
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: owner of what is made. ``groups`` answers whether it is a member of a group besides ``gid``."""
+    """Who asks: owner of what is made. ``in_group`` answers whether he is a member of a group besides ``gid``.
+
+    ``umask``: what is taken from the mode of what he makes, unless the directory's default ACL decides; 0 where the kernel has seen to it.
+    """
 
     uid: int
     gid: int
     in_group: Callable[[int], bool] = lambda _gid: False
+    umask: int = 0
+
+    def may_set_group_id(self, gid: int) -> bool:
+        """Whether a file of the group *gid* (as it is shown) may have sgid if he says so (kernel in_group_or_capable)."""
+        return self.uid == 0 or self.gid == gid or self.in_group(gid)
 
 
 @dataclass(frozen=True)
@@ -260,16 +269,14 @@ class Union:
     # -- data ------------------------------------------------------------------------------------------------------------
 
     @unlocking(0)
-    def open(self, ino: int, flags: int, *, drop_suid: bool = False) -> None:
+    def open(self, ino: int, flags: int, *, drop_suid: Caller | None = None) -> None:
         """What opening with *flags* demands at once: a copy in upper when it is for writing, truncation with O_TRUNC.
 
-        *drop_suid*: truncation takes suid, and sgid of what the group may execute, away (the caller lacks CAP_FSETID).
+        *drop_suid*: as of ``setattr``.
         """
         self.refuse_opening(ino, flags)
         if flags & os.O_TRUNC:
-            _, st = self.setattr(ino, Change(size=0))
-            if drop_suid and st.st_mode & (stat.S_ISUID | stat.S_ISGID):
-                self.setattr(ino, Change(mode=without_suid(st.st_mode)))
+            self.setattr(ino, Change(size=0), drop_suid=drop_suid)
         elif flags & os.O_ACCMODE != os.O_RDONLY:
             self._up(ino)
         else:
@@ -299,9 +306,12 @@ class Union:
             got += size
         return got
 
-    def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
-        """Write all of *data*, or as much as fits; returns how much that was."""
-        fd = self.tree.descriptors.file_fd(self._up(ino), writable=True)
+    def write(self, ino: int, offset: int, data: bytes | memoryview, *, drop_suid: Caller | None = None) -> int:
+        """Write all of *data*, or as much as fits; returns how much that was.
+
+        EPERM when file attributes forbid it: nobody may have asked when the file was opened. *drop_suid*: as of ``setattr``.
+        """
+        fd = self._fd_to_write(ino, offset, drop_suid)
         written = os.pwrite(fd, data, offset)
         while written < len(data):
             try:
@@ -309,6 +319,33 @@ class Union:
             except OSError:
                 break  # the caller learns it from the short count, the error from his next write
         return written
+
+    def _fd_to_write(self, ino: int, offset: int, drop_suid: Caller | None) -> int:
+        """Descriptor of the file *ino*, in upper, to write to from *offset* on: EPERM when it is append-only and reaches further."""
+        node = self.tree.node(ino)
+        if node.protection != 0 and (protection := self.tree.descriptors.protection(node)):
+            refuse(protection, APPEND if offset >= self.tree.stat(node).st_size else 0)
+        bring_up(self.tree, node)
+        fd = self.tree.descriptors.file_fd(node, writable=True)
+        if drop_suid is not None:
+            self._drop_suid(node, fd, drop_suid)
+        return fd
+
+    def _drop_suid(self, node: Node, fd: int, caller: Caller) -> None:
+        """Take from the file *node*, which is open as *fd*, what a write by *caller* takes."""
+        st, ownership = os.fstat(fd), node.layer.ownership
+        if ownership is not PLAIN:
+            st = ownership.read(st, files.path_at(fd, b""))
+        mode = self._mode_to_set(node, st, caller)
+        if mode is not None:
+            ownership.change(files.path_at(fd, b""), None, None, mode)
+
+    def _mode_to_set(self, node: Node, st: os.stat_result, caller: Caller) -> int | None:
+        """What *caller* makes of the mode of *node* by writing to it, cutting it, giving it away; None where it stays."""
+        if not st.st_mode & (stat.S_ISUID | stat.S_ISGID) or node.directory is not None:
+            return None
+        mode = without_suid(st.st_mode, caller.may_set_group_id(self._shown(node, st)[1].st_gid))
+        return None if mode == st.st_mode else mode
 
     @unlocking(0)
     def sync_fd(self, ino: int) -> int | None:
@@ -369,8 +406,11 @@ class Union:
     # -- attributes ------------------------------------------------------------------------------------------------------
 
     @unlocking(0)
-    def setattr(self, ino: int, change: Change) -> tuple[Node, os.stat_result]:
+    def setattr(self, ino: int, change: Change, *, drop_suid: Caller | None = None) -> tuple[Node, os.stat_result]:
         """Apply *change*: size, owner, mode, times, in this order (each may disturb those before it).
+
+        *drop_suid*: who does it, when that takes suid and sgid away (FATTR_KILL_SUIDGID): sgid only of what the group may execute, or
+        when he is neither in the group nor root (kernel setattr_should_drop_suidgid).
 
         EOPNOTSUPP for the mode of a symlink, as of any filesystem since Linux 6.6 (notify_change); chmod would go where it points.
         """
@@ -384,9 +424,11 @@ class Union:
         bring_up(tree, node, change.size, data=change.size is not None)
         if change.size is not None:
             os.ftruncate(tree.descriptors.file_fd(node, writable=True), change.size)
-        path = tree.descriptors.place(node)
+        path, mode = tree.descriptors.place(node), change.mode
+        if drop_suid is not None and mode is None and (change.size is not None or drop_suid.uid):  # root's chown is done right below
+            mode = self._mode_to_set(node, tree.stat(node), drop_suid)
         uid, gid = self._stored_owner(change.uid, change.gid)
-        node.layer.ownership.change(path, uid, gid, change.mode)
+        node.layer.ownership.change(path, uid, gid, mode)
         if change.atime_ns is not None or change.mtime_ns is not None:
             files.utimens(path, change.atime_ns, change.mtime_ns)
         return self._shown(node, tree.stat(node))
@@ -460,8 +502,11 @@ class Union:
         return [name for name in shown if name is not None and (self._acl or name not in (ACCESS, DEFAULT))]
 
     @unlocking(0)
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE."""
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, *, kill_sgid: bool = False) -> None:
+        """Set one; EEXIST, ENODATA with *flags* XATTR_CREATE, XATTR_REPLACE.
+
+        *kill_sgid*: sgid goes as well, as the one who sets an access ACL is neither in the group nor root (posix_acl_update_mode).
+        """
         self._stored(name, self.tree.node(ino).layer)  # before anything is copied up
         refuse(self.tree.descriptors.protection(self.tree.node(ino)))
         value = self._stored_value(name, value)
@@ -470,6 +515,11 @@ class Union:
         xattrs.put(path, self._stored(name, node.layer), value, flags)
         if name == ACCESS:
             node.layer.ownership.follow_acl(path, value)
+            mode = self.tree.stat(node).st_mode if kill_sgid else 0
+            if mode & stat.S_ISGID:
+                node.layer.ownership.change(path, None, None, mode & ~stat.S_ISGID)
+        elif name == DEFAULT and node.directory is not None:
+            node.directory.default_acl = None
 
     @unlocking(0)
     def removexattr(self, ino: int, name: bytes) -> None:
@@ -480,6 +530,8 @@ class Union:
         if node.layer is not self.tree.upper:
             xattrs.get(self.tree.descriptors.place(node), stored)
         bring_up(self.tree, node, data=False)
+        if name == DEFAULT and node.directory is not None:
+            node.directory.default_acl = None
         try:
             xattrs.drop(self.tree.descriptors.place(node), self._stored(name, node.layer))
         except OSError as exc:
@@ -505,7 +557,7 @@ class Union:
 
         fd = -1
 
-        def make(dir_fd: int, at: bytes) -> None:
+        def make(dir_fd: int, at: bytes, mode: int) -> None:
             nonlocal fd
             fd = os.open(
                 at, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, stat.S_IMODE(mode), dir_fd=dir_fd
@@ -524,7 +576,7 @@ class Union:
     def make_directory(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
         """A new directory, opaque where one was deleted: nothing of the lowers comes back in it."""
         return self._make(
-            parent, name, stat.S_IFDIR | mode, caller, lambda dir_fd, at: os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
+            parent, name, stat.S_IFDIR | mode, caller, lambda dir_fd, at, mode: os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
         )
 
     @unlocking((0, 1))
@@ -535,7 +587,7 @@ class Union:
         if stat.S_ISCHR(mode) and device == 0:
             raise error(errno.EPERM)
 
-        def make(dir_fd: int, at: bytes) -> None:
+        def make(dir_fd: int, at: bytes, mode: int) -> None:
             os.mknod(at, self.tree.upper.ownership.backing(mode), device, dir_fd=dir_fd)
 
         return self._make(parent, name, mode, caller, make, device)
@@ -544,7 +596,7 @@ class Union:
     def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, os.stat_result]:
         """A symlink to *target*."""
         return self._make(
-            parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at: os.symlink(target, at, dir_fd=dir_fd)
+            parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at, _: os.symlink(target, at, dir_fd=dir_fd)
         )
 
     @unlocking(0, (1, 2))
@@ -598,16 +650,17 @@ class Union:
         return directory
 
     def _make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes], None], device: int = 0
+        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes, int], None], device: int = 0
     ) -> tuple[Node, os.stat_result]:
-        """Make an object by ``make(dir_fd, name)``.
+        """Make an object by ``make(dir_fd, name, mode)``.
 
         In place where one call makes it right; over a whiteout, or for an owner other than ourselves, it is built in work and moved in.
         """
         directory = self._vacant(parent, name)
         tree = self.tree
         at_fd, at = self._workplace(directory, name, direct=self._is_ours(caller))
-        make(at_fd, at)
+        mode = self._masked(directory, mode, caller)
+        make(at_fd, at, mode)
         is_dir = stat.S_ISDIR(mode)
         try:
             if at_fd == tree.work.fd:
@@ -625,6 +678,24 @@ class Union:
             node, st = tree.lender.retry(exc, partial(tree.made, directory, name, entry), [directory], lambda: ())
         node.lookups += 1
         return self._shown(node, st)
+
+    def _masked(self, directory: Node, mode: int, caller: Caller) -> int:
+        """The *mode* with which something is made in *directory*: a default ACL takes the place of the umask (posix_acl_create).
+
+        Under noacl there is none for the umask, though the filesystem below may go by it all the same (mode_strip_umask).
+        """
+        if stat.S_ISLNK(mode) or self._acl and self._default_acl(directory):
+            return mode
+        return mode & ~caller.umask
+
+    def _default_acl(self, directory: Node) -> bytes:
+        """What is made in *directory*, which is in upper, inherits; empty where there is none. Every verb that makes something asks."""
+        assert directory.directory is not None
+        found = directory.directory.default_acl
+        if found is None:
+            found = xattrs.find(files.path_at(self.tree.upper_fd(directory), b""), DEFAULT) or b""
+            directory.directory.default_acl = found
+        return found
 
     def _is_ours(self, caller: Caller) -> bool:
         """Whether what we make is as *caller* must have it, with no more done to it."""
@@ -648,12 +719,11 @@ class Union:
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
             elif mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-                shown = self._shown(directory, parent)[1].st_gid
-                privileged = caller.uid == 0 or caller.gid == shown or caller.in_group(shown)
+                privileged = caller.may_set_group_id(self._shown(directory, parent)[1].st_gid)
                 mode = mode if privileged else mode & ~stat.S_ISGID
         ownership.own(path, uid, gid)
-        default = None if stat.S_ISLNK(mode) else xattrs.find(above, DEFAULT)
-        if default is not None:
+        default = b"" if stat.S_ISLNK(mode) else self._default_acl(directory)
+        if default:
             mode, access = inherit(default, mode)
             if access is not None:
                 xattrs.put(path, ACCESS, access)

@@ -610,14 +610,14 @@ def test_opening_copies_up_what_will_be_written(world: World, top: Path, flags: 
 
 
 @pytest.mark.parametrize(("mode", "left"), [(0o6755, "0755"), (0o4644, "0644"), (0o2644, "2644"), (0o2610, "0610")])
-def test_truncating_takes_suid_away_where_it_is_told_to(
+def test_opening_to_truncate_takes_suid_away_where_it_is_told_to(
     world: World, top: Path, root: None, mode: int, left: str
 ) -> None:
     """sgid of what the group may not execute is a mark of mandatory locking and stays."""
     for name in ("told", "not told"):
         put(top / name, b"old", mode)
     view = world.open()
-    view.union.open(view.ino(b"told"), os.O_WRONLY | os.O_TRUNC, drop_suid=True)
+    view.union.open(view.ino(b"told"), os.O_WRONLY | os.O_TRUNC, drop_suid=Caller(1000, os.getegid()))
     view.union.open(view.ino(b"not told"), os.O_WRONLY | os.O_TRUNC)
     assert (view.entry(b"told").mode, view.entry(b"not told").mode) == (left, f"{mode:04o}")
 
