@@ -92,6 +92,43 @@ def append(listing: str) -> float:
     return time.perf_counter() - started
 
 
+def update(database: str, count: int) -> float:
+    """Seconds to change `count` rows of a table, each in a transaction of its own that does not wait for the disk."""
+    import random
+    import sqlite3
+
+    pick = random.Random(3)
+    started = time.perf_counter()
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("pragma synchronous = off")
+    (rows,) = connection.execute("select max(number) from item").fetchone()
+    for _ in range(count):
+        connection.execute("update item set changes = changes + 1 where number = ?", (pick.randint(1, rows),))
+    connection.close()
+    return time.perf_counter() - started
+
+
+def random_io(name: str, what: str, count: int) -> float:
+    """Microseconds for each of `count` reads or writes of 4 KiB in random places; after writes the file is synced."""
+    import random
+
+    pick = random.Random(4)
+    blocks = [4096 * pick.randrange(os.stat(name).st_size // 4096) for _ in range(count)]
+    block = os.urandom(4096)
+    fd = os.open(name, os.O_RDONLY if what == "randread" else os.O_WRONLY)
+    started = time.perf_counter()
+    if what == "randread":
+        for place in blocks:
+            os.pread(fd, 4096, place)
+    else:
+        for place in blocks:
+            os.pwrite(fd, block, place)
+        os.fsync(fd)
+    took = time.perf_counter() - started
+    os.close(fd)
+    return took / count * 1e6
+
+
 def main(function: str, *arguments: str) -> None:
     if function == "misses":
         print(misses(int(arguments[0])))
@@ -101,6 +138,10 @@ def main(function: str, *arguments: str) -> None:
         print(*misses_during_fsync(int(arguments[0]), int(arguments[1])))
     elif function == "append":
         print(append(arguments[0]))
+    elif function == "update":
+        print(update(arguments[0], int(arguments[1])))
+    elif function == "random-io":
+        print(random_io(arguments[0], arguments[1], int(arguments[2])))
     else:
         raise SystemExit(f"no such client: {function}")
 

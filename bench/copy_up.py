@@ -21,7 +21,7 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 def measure(turn: Turn) -> None:
     listing = turn.scratch / "names"
     listing.write_text("\n".join(turn.names))
-    turn.ask({"append to lower files": "s"}, "append", str(listing))
+    turn.ask({"append to lower files": "s"}, "append", str(listing), per=("file", len(turn.names)))
 
 
 WORKLOADS = (

@@ -25,6 +25,10 @@ class Hung(Exception):
 class Failed(Exception):
     """A command exited with another status than 0; str() is the end of what it said."""
 
+    def __init__(self, reason: str, status: int = 1) -> None:
+        super().__init__(reason)
+        self.status = status
+
 
 def connection(target: Path) -> str | None:
     """The name in fusectl of the topmost FUSE mount on `target`, found without touching the mount."""
@@ -101,7 +105,6 @@ def run(
     seconds: float = 60,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: Path | None = None,
     output: bool = False,
 ) -> tuple[float, str]:
     """Run a command; returns (seconds it took, what it printed if `output`).
@@ -109,7 +112,7 @@ def run(
     `target` is the mount it works on. Raises Hung after the deadline, Failed on a non-zero exit.
     """
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open(stdin or "/dev/null", "rb"))
+        source = stack.enter_context(open("/dev/null", "rb"))
         # A server that stays behind keeps its copy of the descriptor: a file never blocks on that, a pipe would.
         said = stack.enter_context(open(os.memfd_create("said", os.MFD_CLOEXEC), "w+b"))
         started = time.perf_counter()
@@ -129,5 +132,5 @@ def run(
         said.seek(0)
         text = said.read().decode(errors="replace").strip()
     if process.returncode:
-        raise Failed(f"{argv[0]} exited {process.returncode}: {text[-300:]}")
+        raise Failed(f"{argv[0]} exited {process.returncode}: {text[-300:]}", process.returncode)
     return took, text

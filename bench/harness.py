@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,11 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import guard, results, sides
+from bench import guard, results, scores, sides
 from bench.tree import Layers
 
 MODES = ("pinned", "unpinned")
+ONE = ("command", 1)
 CLIENTS = Path(__file__).with_name("clients.py")
+USAGE = 2  # exit status of a command line that ours does not understand
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,29 @@ class Size:
     big_mib: int = 256
     lookups: int = 20000
     nodes: int = 200_000
+    tracked: int = 310
+    updates: int = 1000
+    database_mib: int = 20
+    random_reads: int = 20000
+    random_writes: int = 20000
     deadline: float = 180
+    quick: bool = False
 
 
-QUICK = Size(files=240, appended=60, big_mib=32, lookups=1000, nodes=2000, deadline=60)
+QUICK = Size(
+    files=240,
+    appended=60,
+    big_mib=16,
+    lookups=1000,
+    nodes=2000,
+    tracked=60,
+    updates=50,
+    database_mib=2,
+    random_reads=500,
+    random_writes=500,
+    deadline=60,
+    quick=True,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,8 @@ class Workload:
     kernel: bool = True
     cold: bool = False  # starts with empty caches below the mount
     volatile: bool = False  # mounted without fsync where the filesystem knows that
+    needs: str = ""  # the program it runs that not every machine has
+    unable: tuple[str, ...] = ()  # filesystems that are known to fail
     rounds: int | None = None
 
 
@@ -68,22 +92,22 @@ class Turn:
     mount_seconds: float = 0
     counting: bool = False
     figures: dict[tuple[str, str], float] = field(default_factory=dict)
-    requests: dict[str, dict[str, int]] = field(default_factory=dict)
+    requests: dict[str, results.Count] = field(default_factory=dict)
 
-    def do(self, *argv: str, output: bool = False, stdin: Path | None = None) -> tuple[float, str]:
+    def do(self, *argv: str, output: bool = False) -> tuple[float, str]:
         """Run a command in the view; (seconds, its output)."""
         target = self.view if self.side.fuse else None
-        return guard.run(argv, target, self.size.deadline, cwd=self.view, env=sides.environment(), stdin=stdin, output=output)
+        return guard.run(argv, target, self.size.deadline, cwd=self.view, env=sides.environment(), output=output)
 
-    def time(self, measure: str, *argv: str, stdin: Path | None = None) -> None:
-        """Note how long a command takes."""
-        with self.counted(measure):
-            seconds, _ = self.do(*argv, stdin=stdin)
+    def time(self, measure: str, *argv: str, output: bool = False, per: tuple[str, int] = ONE) -> None:
+        """Note how long a command takes; `per` is what its requests are divided by: the name of a thing, how many."""
+        with self.counted(measure, per):
+            seconds, _ = self.do(*argv, output=output)
         self.note(measure, "s", seconds)
 
-    def ask(self, measures: dict[str, str], *client: str) -> None:
+    def ask(self, measures: dict[str, str], *client: str, per: tuple[str, int] = ONE) -> None:
         """Note the figures that a function of clients.py prints, one for each measure and its unit."""
-        with self.counted(next(iter(measures))):
+        with self.counted(next(iter(measures)), per):
             _, said = self.do(sys.executable, "-I", "-S", str(CLIENTS), *client, output=True)
         for (measure, unit), figure in zip(measures.items(), said.split(), strict=True):
             self.note(measure, unit, float(figure))
@@ -99,14 +123,14 @@ class Turn:
         return sum(resident_kib(pid) for pid in self.servers())
 
     @contextlib.contextmanager
-    def counted(self, measure: str) -> Iterator[None]:
+    def counted(self, measure: str, per: tuple[str, int] = ONE) -> Iterator[None]:
         """In the counting round, note the requests our server got during the body."""
         before = self.stats() if self.counting else {}
         yield
         if self.counting:
             after = self.stats()
-            counts = {kind: after[kind] - before.get(kind, 0) for kind in after}
-            self.requests[measure] = {kind: count for kind, count in counts.items() if count}
+            kinds = {kind: after[kind] - before.get(kind, 0) for kind in after}
+            self.requests[measure] = results.Count({kind: count for kind, count in kinds.items() if count}, *per)
 
     def stats(self) -> dict[str, int]:
         argv = [*self.side.program, "stats", str(self.view), "--json"]
@@ -203,7 +227,7 @@ def one_round(side: sides.Side, workload: Workload, layers: Layers, names: list[
         if side.mount is None:
             copy_of(layers, turn.view)
         os.sync()
-        if workload.cold and size is not QUICK:
+        if workload.cold and not size.quick:
             drop_caches(3)
         if side.mount is None:
             yield turn
@@ -253,12 +277,19 @@ class Plan:
 
 def run_workload(workload: Workload, plan: Plan, found: results.Results) -> None:
     """All rounds of one workload: each round visits every mode and filesystem, the filesystems in turning order."""
-    chosen = [side for side in plan.sides if (side.fuse or (workload.kernel if side.mount else workload.native))]
+    if workload.needs and shutil.which(workload.needs) is None:
+        print(f"bench: {workload.needs} is not installed, {workload.name} is left out (see bench/peers)", file=sys.stderr)
+        return
+    chosen = [side for side in plan.sides if takes_part(side, workload)]
     area = Path(tempfile.mkdtemp(prefix=f"{workload.name.replace(' ', '-')}.", dir=plan.scratch))
     layers = Layers(area / "top", area / "base")
     layers.top.mkdir()
     layers.base.mkdir()
-    names = workload.prepare(layers, plan.size)
+    try:
+        names = workload.prepare(layers, plan.size)
+    except guard.Failed as error:
+        found.failures.append(f"{workload.name}: {error}")
+        return
     broken: set[tuple[str, str]] = set()
     for number in range(min(plan.rounds, workload.rounds or plan.rounds)):
         for mode in plan.modes:
@@ -268,9 +299,15 @@ def run_workload(workload: Workload, plan: Plan, found: results.Results) -> None
                     with catch(found, broken, workload, mode, side), placed(mode):
                         measure_once(workload, plan, found, mode, side, layers, names)
     for side in chosen:
-        if side.ours and not any(name == side.name for name, _ in broken):
+        if side.ours and not plan.size.quick and not any(name == side.name for name, _ in broken):
             with catch(found, broken, workload, "counting", side):
                 count_once(workload, plan, found, side, layers, names)
+
+
+def takes_part(side: sides.Side, workload: Workload) -> bool:
+    if side.fuse:
+        return side.name not in workload.unable
+    return workload.kernel if side.mount else workload.native
 
 
 @contextlib.contextmanager
@@ -293,19 +330,42 @@ def measure_once(
     layers: Layers,
     names: list[str],
 ) -> None:
+    """A timed round. A look counts at once: that the asking for counts disturbs the times matters little there."""
     with one_round(side, workload, layers, names, plan.size) as turn:
+        turn.counting = side.ours and plan.size.quick
         workload.measure(turn)
     for (measure, unit), figure in turn.figures.items():
         found.add(results.Row(workload.name, measure, unit, mode), side.name, figure)
+    note_counts(workload, found, turn)
 
 
 def count_once(workload: Workload, plan: Plan, found: results.Results, side: sides.Side, layers: Layers, names: list[str]) -> None:
-    """One more round that is not timed, because asking for the counts takes time too."""
+    """One more round that is not timed."""
     with one_round(side, workload, layers, names, plan.size) as turn:
         turn.counting = True
         workload.measure(turn)
-    for measure, counts in turn.requests.items():
-        found.requests.setdefault((workload.name, measure), {})[side.name] = counts
+    note_counts(workload, found, turn)
+
+
+def note_counts(workload: Workload, found: results.Results, turn: Turn) -> None:
+    for measure, count in turn.requests.items():
+        found.requests.setdefault((workload.name, measure), {})[turn.side.name] = count
+
+
+def usable(side: sides.Side, scratch: Path) -> tuple[bool, str]:
+    """Whether this version of ours knows the side's options (its usage error, exit 2, says no); what it said."""
+    area = Path(tempfile.mkdtemp(prefix="probe.", dir=scratch))
+    for name in ("top", "base", "upper", "work", "view"):
+        (area / name).mkdir()
+    stack = sides.Stack((area / "top", area / "base"), area / "upper", area / "work", area / "view", False)
+    assert side.mount is not None
+    try:
+        _, said = guard.run(side.mount(side.program, stack), stack.target, 30, env=sides.environment())
+    except guard.Failed as error:
+        return error.status != USAGE, str(error)
+    finally:
+        unmount(stack.target)
+    return True, said
 
 
 def machine(chosen: Sequence[sides.Side]) -> dict[str, str]:
@@ -316,6 +376,8 @@ def machine(chosen: Sequence[sides.Side]) -> dict[str, str]:
         "CPUs": f"{len(os.sched_getaffinity(0))} x {model or os.uname().machine}",
         "load at the start": f"{os.getloadavg()[0]:.2f}",
     }
+    if shutil.which("fio"):
+        facts["fio"] = subprocess.run(["fio", "--version"], capture_output=True, text=True, timeout=30, check=False).stdout.strip()
     return facts | {side.name: side.version() for side in chosen if side.fuse}
 
 
@@ -327,7 +389,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     parser.add_argument("--sides", help="only the filesystems whose names contain one of these, comma-separated")
     parser.add_argument("--nodes", type=int, help="files of the memory bench (default 200000, quick 2000)")
     parser.add_argument("--scratch", type=Path, default=Path("/var/tmp"), help="where the trees are made (default /var/tmp)")
-    parser.add_argument("--out", type=Path, help="directory for results.json, results.md and results.svg")
+    parser.add_argument("--out", type=Path, help="directory for results.json, results.md, results.svg and goals.svg")
     return parser.parse_args(argv)
 
 
@@ -340,11 +402,22 @@ def planned(options: argparse.Namespace, scratch: Path) -> Plan:
     modes = options.modes.split(",") if options.modes else list(MODES[:1] if options.quick else MODES)
     if not chosen or any(mode not in MODES for mode in modes):
         sys.exit(f"bench: --sides of {[side.name for side in sides.all_sides()]}, --modes of {list(MODES)}")
-    present = [side for side in chosen if sides.is_present(side)]
+    return Plan(available(chosen, scratch), modes, options.rounds or (1 if options.quick else 5), size, scratch)
+
+
+def available(chosen: Sequence[sides.Side], scratch: Path) -> list[sides.Side]:
+    """Those that are installed and whose options are known; says why others are not, and what ours warn of."""
+    found = []
     for side in chosen:
-        if side not in present:
+        if not sides.is_present(side):
             print(f"bench: {side.name} is not installed and left out (see bench/peers)", file=sys.stderr)
-    return Plan(present, modes, options.rounds or (1 if options.quick else 5), size, scratch)
+            continue
+        known, said = usable(side, scratch) if side.ours else (True, "")
+        if said:
+            print(f"bench: {side.name}{'' if known else ' is left out'}: {said}", file=sys.stderr)
+        if known:
+            found.append(side)
+    return found
 
 
 def main(*workloads: Workload, argv: Sequence[str] | None = None, description: str | None = None) -> None:
@@ -369,10 +442,11 @@ def main(*workloads: Workload, argv: Sequence[str] | None = None, description: s
 
 
 def write(found: results.Results, out: Path | None) -> None:
-    text = results.as_markdown(found)
+    text = results.as_markdown(found) + scores.as_markdown(found)
     print(text)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(results.as_json(found))
+        (out / "results.json").write_text(scores.as_json(found))
         (out / "results.md").write_text(text)
         (out / "results.svg").write_text(results.as_svg(found))
+        (out / "goals.svg").write_text(scores.as_svg(found))

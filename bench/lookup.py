@@ -21,8 +21,8 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 
 def measure(turn: Turn) -> None:
     count = str(turn.size.lookups)
-    turn.ask({"missing name": "us"}, "misses", count)
-    turn.ask({"file": "us"}, "hits", turn.names[0], count)
+    turn.ask({"missing name": "us"}, "misses", count, per=("name", turn.size.lookups))
+    turn.ask({"file": "us"}, "hits", turn.names[0], count, per=("file", turn.size.lookups))
     waiting = {"missing name during fsync": "us", "longest wait during fsync": "ms"}
     turn.ask(waiting, "misses-during-fsync", str(turn.size.big_mib), "3")
 

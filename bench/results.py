@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 COLOURS = ("#7f7f7f", "#1f77b4", "#ff7f0e", "#9467bd", "#8c564b", "#d62728", "#2ca02c", "#17becf")
@@ -24,13 +23,26 @@ class Row(NamedTuple):
     mode: str
 
 
+@dataclass(frozen=True)
+class Count:
+    """The requests a server got while something was measured, by kind, and for how many of what: `units` of `per`."""
+
+    kinds: dict[str, int]
+    per: str
+    units: int
+
+    def each(self, besides: Iterable[str] = ()) -> float:
+        """Requests for one unit, of all kinds except `besides`."""
+        return sum(count for kind, count in self.kinds.items() if kind not in besides) / self.units
+
+
 @dataclass
 class Results:
     machine: dict[str, str]
     sides: list[str]
     ours: list[str]
     samples: dict[Row, dict[str, list[float]]] = field(default_factory=dict)
-    requests: dict[tuple[str, str], dict[str, dict[str, int]]] = field(default_factory=dict)
+    requests: dict[tuple[str, str], dict[str, Count]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def add(self, row: Row, side: str, figure: float) -> None:
@@ -47,20 +59,20 @@ class Results:
         return [row for row in self.samples if row.mode == mode]
 
 
-def as_json(results: Results) -> str:
+def as_data(results: Results) -> dict[str, Any]:
+    """All that is known, as lists and dictionaries."""
     figures = [
         {**row._asdict(), "side": side, "median": statistics.median(samples), "samples": samples}
         for row, sides in results.samples.items()
         for side, samples in sides.items()
     ]
     requests = [
-        {"workload": workload, "measure": measure, "side": side, "requests": counts}
+        {"workload": workload, "measure": measure, "side": side, "requests": count.kinds, "per": count.per, "units": count.units}
         for (workload, measure), sides in results.requests.items()
-        for side, counts in sides.items()
+        for side, count in sides.items()
     ]
-    whole = {**asdict(results), "samples": None, "requests": requests, "figures": figures}
-    del whole["samples"]
-    return json.dumps(whole, indent=1) + "\n"
+    plain = {"machine": results.machine, "sides": results.sides, "ours": results.ours, "failures": results.failures}
+    return {**plain, "requests": requests, "figures": figures}
 
 
 def figure(value: float | None) -> str:
@@ -80,11 +92,19 @@ def markdown_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def best(results: Results, row: Row, sides: Iterable[str]) -> tuple[float, str] | None:
+    """The smallest figure and whose it is."""
+    return min(((found, side) for side in sides if (found := results.median(row, side)) is not None), default=None)
+
+
+def peers(results: Results) -> list[str]:
+    """The FUSE filesystems that are not ours."""
+    return [side for side in results.sides if side not in results.ours and side not in ("native", KERNEL)]
+
+
 def best_peer(results: Results, row: Row) -> float | None:
-    """The smallest figure of the FUSE filesystems that are not ours."""
-    peers = [side for side in results.sides if side not in results.ours and side not in ("native", KERNEL)]
-    figures = [found for side in peers if (found := results.median(row, side)) is not None]
-    return min(figures, default=None)
+    found = best(results, row, peers(results))
+    return found[0] if found else None
 
 
 def table(results: Results, mode: str) -> list[str]:
@@ -104,12 +124,14 @@ def table(results: Results, mode: str) -> list[str]:
 
 
 def request_table(results: Results) -> list[str]:
-    lines = [markdown_line(["", "filesystem", "requests", "by kind"]), markdown_line(["---"] * 4)]
+    headings = ["", "filesystem", "requests", "for each", "by kind"]
+    lines = [markdown_line(headings), markdown_line(["---"] * len(headings))]
     for (workload, measure), sides in results.requests.items():
-        for side, counts in sides.items():
-            kinds = sorted(counts.items(), key=lambda kind: -kind[1])
-            text = ", ".join(f"{name} {count}" for name, count in kinds)
-            lines.append(markdown_line([f"{workload}: {measure}", side, str(sum(counts.values())), text]))
+        for side, count in sides.items():
+            kinds = sorted(count.kinds.items(), key=lambda kind: -kind[1])
+            text = ", ".join(f"{name} {number}" for name, number in kinds)
+            each = f"{figure(count.each())} / {count.per} ({count.units})"
+            lines.append(markdown_line([f"{workload}: {measure}", side, str(sum(count.kinds.values())), each, text]))
     return lines
 
 
@@ -142,14 +164,15 @@ def as_svg(results: Results) -> str:
                 drawn += plot_line(results, row, base, y)
                 y += LINE
         y += LINE
-    height = y + LINE
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL + WIDTH + 40}" height="{height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{LABEL + WIDTH + 40}" height="{height}" fill="white"/>',
-        *legend(results),
-        *axis(height),
+    return "\n".join([*canvas(y + LINE), *legend(results), *axis(y + LINE), *drawn, "</svg>", ""])
+
+
+def canvas(height: int) -> list[str]:
+    width = LABEL + WIDTH + 40
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
-    return "\n".join([*head, *drawn, "</svg>", ""])
 
 
 def position(times: float) -> float:
@@ -166,12 +189,13 @@ def plot_line(results: Results, row: Row, base: float, y: int) -> list[str]:
         value = results.median(row, side)
         if value is not None:
             radius = 6 if side in results.ours else 4
-            tip = escape(f"{side}: {figure(value)} {row.unit}")
-            drawn.append(
-                f'<circle cx="{position(value / base):.1f}" cy="{y}" r="{radius}" fill="{colour}"'
-                f' fill-opacity="0.85"><title>{tip}</title></circle>'
-            )
+            drawn.append(dot(value / base, y, radius, colour, f"{side}: {figure(value)} {row.unit}"))
     return drawn
+
+
+def dot(times: float, y: int, radius: int, colour: str, tip: str) -> str:
+    place = f'cx="{position(times):.1f}" cy="{y}" r="{radius}"'
+    return f'<circle {place} fill="{colour}" fill-opacity="0.85"><title>{escape(tip)}</title></circle>'
 
 
 def legend(results: Results) -> list[str]:

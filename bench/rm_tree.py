@@ -16,7 +16,7 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 
 
 def measure(turn: Turn) -> None:
-    turn.time("rm -rf", "rm", "-rf", "tree")
+    turn.time("rm -rf", "rm", "-rf", "tree", per=("file", len(turn.names)))
 
 
 WORKLOADS = (Workload("rm-tree", prepare, measure),)

@@ -18,9 +18,10 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 
 def measure(turn: Turn) -> None:
     read = ("dd", "if=big", "of=/dev/null", "bs=1M", "status=none")
+    mebibytes = ("MiB", turn.size.big_mib)
     turn.do("dd", "if=/dev/null", "of=/dev/null", "status=none")  # the program itself is in memory
-    turn.time("first read", *read)
-    turn.time("second read", *read)
+    turn.time("first read", *read, per=mebibytes)
+    turn.time("second read", *read, per=mebibytes)
 
 
 WORKLOADS = (Workload("seq-read", prepare, measure, cold=True),)

@@ -17,7 +17,8 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 
 def measure(turn: Turn) -> None:
     count = f"count={turn.size.big_mib}"
-    turn.time("write and fsync", "dd", "if=/dev/zero", "of=big", "bs=1M", count, "conv=fsync", "status=none")
+    write = ("dd", "if=/dev/zero", "of=big", "bs=1M", count, "conv=fsync", "status=none")
+    turn.time("write and fsync", *write, per=("MiB", turn.size.big_mib))
 
 
 WORKLOADS = (Workload("seq-write", prepare, measure),)

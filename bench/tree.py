@@ -37,6 +37,11 @@ def directories() -> Iterator[str]:
                 yield f"tree/d{first}/e{second}/f{third}"
 
 
+def directories_above(names: list[str]) -> int:
+    """How many directories a walk that meets all `names` reads, the root of the tree among them."""
+    return len({parent for name in names for parent in Path(name).parents})
+
+
 def source_tree(layers: Layers, files: int) -> list[str]:
     """Write `files` files below `tree/`, 2,400 of them 59 MB; returns their relative names, sorted.
 
@@ -48,7 +53,7 @@ def source_tree(layers: Layers, files: int) -> list[str]:
     places = list(directories())
     for layer in (layers.base, layers.top):
         for place in places:
-            (layer / place).mkdir(parents=True)
+            (layer / place).mkdir(parents=True, exist_ok=True)
     names = []
     for number in range(files):
         name = f"{places[number % len(places)]}/file{number:05}.txt"

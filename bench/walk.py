@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that the file runs alone
 
 from bench.harness import Size, Turn, Workload, main
-from bench.tree import Layers, source_tree
+from bench.tree import Layers, directories_above, source_tree
 
 FIND = ("find", ".", "-printf", "%i %m %s %T@ %p\\n")
 
@@ -23,7 +23,7 @@ def prepare(layers: Layers, size: Size) -> list[str]:
 def measure(turn: Turn) -> None:
     turn.do("find", "/dev/null")  # the program itself is in memory
     for measure in ("first find", "second find", "third find"):
-        turn.time(measure, *FIND)
+        turn.time(measure, *FIND, per=("directory", directories_above(turn.names)))
 
 
 WORKLOADS = (Workload("walk", prepare, measure, cold=True),)
