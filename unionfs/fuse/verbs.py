@@ -33,9 +33,9 @@ _NO_NUMBER = 1
 
 #: What is asked of the kernel whatever the mode: see docs/design.md.
 FLAGS = (
-    protocol.ASYNC_READ | protocol.BIG_WRITES | protocol.HAS_IOCTL_DIR | protocol.DO_READDIRPLUS | protocol.ASYNC_DIO
+    protocol.ASYNC_READ | protocol.BIG_WRITES | protocol.DONT_MASK | protocol.HAS_IOCTL_DIR | protocol.DO_READDIRPLUS | protocol.ASYNC_DIO
     | protocol.PARALLEL_DIROPS | protocol.MAX_PAGES | protocol.CACHE_SYMLINKS | protocol.EXPLICIT_INVAL_DATA
-    | protocol.SETXATTR_EXT | protocol.INIT_EXT | protocol.ALLOW_IDMAP
+    | protocol.HANDLE_KILLPRIV_V2 | protocol.SETXATTR_EXT | protocol.INIT_EXT | protocol.ALLOW_IDMAP
 )  # fmt: skip
 
 
@@ -136,8 +136,14 @@ class Verbs:
             pass
 
     def _caller(self, umask: int) -> Caller:
+        """Who makes something."""
         channel = self._channel
-        return Caller(channel.uid, channel.gid, partial(process.is_in_group, channel.pid))
+        return Caller(channel.uid, channel.gid, partial(process.is_in_group, channel.pid), umask)
+
+    def _writer(self, drops: int) -> Caller | None:
+        """Who changes something, if that *drops* suid and sgid. The kernel tells the ids only of those who make something (ALLOW_IDMAP)."""
+        pid = self._channel.pid
+        return Caller(protocol.NO_ID, protocol.NO_ID, partial(process.may_keep_sgid, pid)) if drops else None
 
     # -- copying up ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +285,7 @@ class Verbs:
             mtime_ns=protocol.time_ns(mtime, mtime_ns) if valid & protocol.FATTR_MTIME else None,
         )
         self._bring_up(ino, change.size, data=change.size is not None)
-        found = self._union.setattr(ino, change)
+        found = self._union.setattr(ino, change, drop_suid=self._writer(valid & protocol.FATTR_KILL_SUIDGID))
         return self._attr_head + self._attributes(found)
 
     def statfs(self, _: int, body: memoryview) -> Answer:
@@ -306,11 +312,12 @@ class Verbs:
 
     def setxattr(self, ino: int, body: memoryview) -> Answer:
         """size, flags, flags of ours, name, value"""
-        size, flags, _, _ = protocol.SETXATTR_IN.unpack_from(body)
+        size, flags, more, _ = protocol.SETXATTR_IN.unpack_from(body)
         name = zero_ended(body[protocol.SETXATTR_IN.size :])
         start = protocol.SETXATTR_IN.size + len(name) + 1
         self._bring_up(ino, data=False)
-        self._union.setxattr(ino, name, bytes(body[start : start + size]), flags)
+        value = bytes(body[start : start + size])
+        self._union.setxattr(ino, name, value, flags, kill_sgid=bool(more & protocol.SETXATTR_ACL_KILL_SGID))
         return b""
 
     def removexattr(self, ino: int, body: memoryview) -> Answer:
@@ -332,10 +339,11 @@ class Verbs:
 
     def write(self, ino: int, body: memoryview) -> Answer:
         """handle, offset, size, flags, data -> how much was written"""
-        _, offset, size, _, _, _, _ = protocol.WRITE_IN.unpack_from(body)
+        _, offset, size, flags, _, _, _ = protocol.WRITE_IN.unpack_from(body)
         self._bring_up(ino)
         start = protocol.WRITE_IN.size
-        return protocol.WRITE_OUT.pack(self._union.write(ino, offset, body[start : start + size]), 0)
+        writer = self._writer(flags & protocol.WRITE_KILL_SUIDGID)
+        return protocol.WRITE_OUT.pack(self._union.write(ino, offset, body[start : start + size], drop_suid=writer), 0)
 
     def release(self, _: int, body: memoryview) -> Answer:
         """Sent for files from CREATE by some kernels, and before the first OPEN was answered."""

@@ -18,6 +18,7 @@ _LAST_FD = 0x7FFFFFFF
 _SI_KERNEL = 0x80
 _SIGINFO_SIZE = 128
 _CAP_DAC_READ_SEARCH = 2
+_CAP_FSETID = 4
 _CAP_SYS_ADMIN = 21
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
 
@@ -54,8 +55,14 @@ def _may_initially(capability: int) -> bool:
 
 
 def is_in_group(pid: int, gid: int) -> bool:
-    """Whether the process *pid* has the supplementary group *gid*; not, if it is gone or cannot be seen."""
-    return str(gid) in _status_of(pid, "Groups:")
+    """Whether the process *pid* is in the group *gid*; not, if it is gone or cannot be seen."""
+    return str(gid) in (*_status_of(pid, "Gid:")[3:], *_status_of(pid, "Groups:"))
+
+
+def may_keep_sgid(pid: int, gid: int) -> bool:
+    """Whether the process *pid* is in the group *gid* or has CAP_FSETID (kernel in_group_or_capable)."""
+    found = _status_of(pid, "CapEff:")
+    return bool(found) and bool(int(found[0], 16) >> _CAP_FSETID & 1) or is_in_group(pid, gid)
 
 
 def is_privileged(pid: int) -> bool:

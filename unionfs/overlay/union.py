@@ -425,7 +425,7 @@ class Union:
         if change.size is not None:
             os.ftruncate(tree.descriptors.file_fd(node, writable=True), change.size)
         path, mode = tree.descriptors.place(node), change.mode
-        if drop_suid is not None and mode is None and (change.size is not None or drop_suid.uid):  # root's chown is done right below
+        if drop_suid is not None and mode is None:  # by the group it had
             mode = self._mode_to_set(node, tree.stat(node), drop_suid)
         uid, gid = self._stored_owner(change.uid, change.gid)
         node.layer.ownership.change(path, uid, gid, mode)
