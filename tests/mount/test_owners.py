@@ -374,3 +374,23 @@ def test_a_lower_that_is_idmapped_already_is_not_mapped_again(mounts: Mounts, sc
                 os.utime(mount.target / name)
         assert layers.upper is not None and (layers.upper / "fives").stat().st_uid == 5
         assert mount.unmount() == []
+
+
+def test_an_idmapped_bind_of_the_union_is_as_one_of_a_plain_directory(mounts: Mounts, scratch: Path) -> None:
+    """What Kubernetes does for pods with user namespaces; the kernel's overlayfs does not allow it (Linux 6.18)."""
+    mine = make(scratch / "mine")
+    ours = mounts.ours(mine)
+    (scratch / "plain").mkdir()
+    (scratch / "plain").chmod(0o777)
+    fill(scratch / "plain")
+    (scratch / "ours mapped").mkdir()
+    (scratch / "plain mapped").mkdir()
+    with (
+        idmapped(ours.target, scratch / "ours mapped", KEEP_ID, KEEP_ID) as here,
+        idmapped(scratch / "plain", scratch / "plain mapped", KEEP_ID, KEEP_ID) as there,
+    ):
+        assert owners_of(here) == owners_of(there)
+        for number, (got, wanted) in enumerate(zip(play(here, STEPS), play(there, STEPS), strict=True)):
+            assert (number, *got) == (number, *wanted)
+        assert as_user(lambda: os.listxattr(here / "roots"), 1) == as_user(lambda: os.listxattr(there / "roots"), 1)
+    assert owners_of(ours.target) == owners_of(scratch / "plain")

@@ -142,7 +142,7 @@ class Channel:
         if answer is not None:
             self._reply(unique, answer)
             if opcode == Opcode.INIT:
-                self.on_ready()
+                self._agreed(answer)
         if opcode < protocol.OPCODES:
             self.counts[opcode] += 1
             if started:
@@ -172,6 +172,12 @@ class Channel:
     def _init(self, _: int, body: memoryview) -> Answer:
         answer, self.flags = protocol.init_answer(bytes(body), self.wanted, MAX_WRITE)
         return answer
+
+    def _agreed(self, answer: Answer) -> None:
+        if isinstance(answer, int):  # with this kernel there is nothing to agree upon
+            self.closed = True
+        else:
+            self.on_ready()
 
     # -- what waits ------------------------------------------------------------------------------------------------------
 
