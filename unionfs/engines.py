@@ -7,7 +7,6 @@ how it was built. Which options exclude each other was measured on Linux 6.18 (o
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from unionfs.errors import UsageError
@@ -124,11 +123,9 @@ def not_in_kernel(options: MountOptions) -> list[str]:
     lacking = [] if options.fsync != "never" else ["fsync=0"]
     lacking += [] if options.acl else ["noacl"]
     lacking += [] if options.allow_other is not False else ["allow_root"]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        default = field.default if field.default is not MISSING else None
-        if field.name not in _KERNEL_FIELDS and value != default and value is not False:
-            lacking.append(_WRITTEN.get(field.name, field.name))
+    for name, value in options._asdict().items():
+        if name not in _KERNEL_FIELDS and value != options._field_defaults[name] and value is not False:
+            lacking.append(_WRITTEN.get(name, name))
     lacking += [
         f"{name}={value}" for name, value in options.extra.items() if name not in _KERNEL_CHOICES and value not in ("", "0", "off")
     ]

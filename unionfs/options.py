@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from unionfs.errors import UsageError, printable
 
@@ -31,8 +30,7 @@ SERVED = ENGINES[:2]
 IO_MODES = ("cached", "writeback", "passthrough")
 
 
-@dataclass(frozen=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """What a mount is asked to be.
 
     ``lowers``: topmost first, as typed. ``data_lowers``: data-only layers, below all lowers. ``live``: others change the lowers meanwhile,
@@ -75,7 +73,7 @@ class MountOptions:
     debug: bool = False
     engine: str | None = None
     rename_copy_limit: int | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = {}
 
     @property
     def volatile(self) -> bool:
@@ -83,8 +81,7 @@ class MountOptions:
         return self.fsync == "volatile"
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """``unknown``: options nobody has heard of, as written. ``warnings``: one line each, for the user."""
 
     options: MountOptions
@@ -314,7 +311,7 @@ class _Draft:
         self.warnings: list[str] = []
 
     def set(self, **fields: Any) -> None:
-        self.options = replace(self.options, **fields)
+        self.options = self.options._replace(**fields)
 
     def take(self, raw_name: bytes, value: bytes | None) -> None:
         """One option; what is refused with one value may be taken with another."""

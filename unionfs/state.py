@@ -21,8 +21,7 @@ import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from unionfs.errors import MountError, printable
 from unionfs.linux import mounts
@@ -37,8 +36,7 @@ _CONTROL_SECONDS = 5.0
 _POLL = 0.003
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What is known of a mount. ``started``: seconds since 1970. ``claims``: (st_dev, st_ino) of upper and work.
 
     Of the kernel's own mounts there is no process (0), no start (0) and no claim.
@@ -57,8 +55,7 @@ class Record:
     data_lowers: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """A mount as a user sees it: ``state`` is live, dead (its server is gone), elsewhere (in another mount namespace,
     or detached and still busy) or unknown (nobody recorded it, or another user did)."""
 
@@ -250,8 +247,7 @@ def _from_json(device: str, data: bytes) -> Record:
 # The commands' side.
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A record, and whether its server lives. ``fd`` is open on it and belongs to the caller."""
 
     record: Record

@@ -13,8 +13,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import BinaryIO, NoReturn, Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, NoReturn, Protocol, TypeVar
 
 from unionfs import engines, state
 from unionfs.cli.detach import detach
@@ -34,8 +33,7 @@ _LOCK_POLL = 0.01
 FUSE_CONF = b"/etc/fuse.conf"
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A mount to be made. ``target`` is absolute and without symlinks."""
 
     options: MountOptions
@@ -58,7 +56,7 @@ class Reporter(Protocol):
 
 def mount(request: Request) -> int:
     """Make the mount; in the foreground returns when it is gone, else when it answers. The exit code; raises UnionfsError."""
-    request = replace(request, options=within_rights(request.options))
+    request = request._replace(options=within_rights(request.options))
     if request.engine == "kernel":
         _mount_by_kernel(request)
         return 0
@@ -68,7 +66,7 @@ def mount(request: Request) -> int:
         if why is None:
             return 0
         engines.check_served(request.options)
-        request = replace(request, engine="channel")
+        request = request._replace(engine="channel")
     if request.foreground:
         from unionfs.cli import server
 
@@ -92,7 +90,7 @@ def within_rights(options: MountOptions) -> MountOptions:
     """*options* as a mount takes them: with userxattr for who may not use trusted.* attributes. UsageError when they exclude that."""
     if options.userxattr or may_use_trusted_xattrs():
         return options
-    options = replace(options, userxattr=True)
+    options = options._replace(userxattr=True)
     try:
         engines.check(options)
     except UsageError as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -46,8 +45,8 @@ def read_layers(
     ):
         if typed and written:
             raise UsageError(f"{flag} and -o {name} are both given")
-    found = replace(
-        found, lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
+    found = found._replace(
+        lowers=lower or found.lowers, upper=upper or found.upper, work=work or found.work, engine=engine or found.engine
     )
     engines.check_engine(found, found.engine or options.ENGINES[0])
     for line in parsed.warnings:

@@ -7,7 +7,6 @@ Two forms. ``PROG -o OPTS TARGET`` is fuse-overlayfs's, with libfuse's flags: -f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 from unionfs import __version__, engines, options, state
 from unionfs.cli import attach
@@ -44,14 +43,14 @@ Options:
 {options}"""
 
 
-@dataclass
 class Call:
     """The command line, taken apart."""
 
-    flags: set[str] = field(default_factory=set)
-    texts: list[bytes] = field(default_factory=list)
-    operands: list[bytes] = field(default_factory=list)
-    log: bytes | None = None
+    def __init__(self) -> None:
+        self.flags: set[str] = set()
+        self.texts: list[bytes] = []
+        self.operands: list[bytes] = []
+        self.log: bytes | None = None
 
 
 def main(name: str, arguments: Sequence[bytes]) -> int:
@@ -128,11 +127,11 @@ def _mount(call: Call) -> int:
     if parsed.options.remount:
         return _remount(call.operands[-1], call.texts)
     if by_mount:
-        parsed = replace(parsed, options=_with_source(parsed.options, call.operands[0]))
+        parsed = parsed._replace(options=_with_source(parsed.options, call.operands[0]))
     options.check_layers(parsed.options)
     engine = parsed.options.engine or options.ENGINES[0]
     if parsed.options.whfiles is None:  # container engines unpack layers so for a mount program; who says kernel knows that it reads none
-        parsed = replace(parsed, options=replace(parsed.options, whfiles=engine != "kernel"))
+        parsed = parsed._replace(options=parsed.options._replace(whfiles=engine != "kernel"))
     engines.check_engine(parsed.options, engine)
     _warn(parsed)
     if by_mount and "f" in call.flags:
@@ -156,8 +155,8 @@ def _with_source(given: MountOptions, source: bytes) -> MountOptions:
     """mount -a tells by its source whether a line of fstab is mounted already, so the mount shows the one it was given."""
     if not given.lowers:
         lowers, data = options.split_layers(source)
-        given = replace(given, lowers=lowers, data_lowers=data + given.data_lowers)
-    return given if given.fsname is not None else replace(given, fsname=source)
+        given = given._replace(lowers=lowers, data_lowers=data + given.data_lowers)
+    return given if given.fsname is not None else given._replace(fsname=source)
 
 
 def _warn(parsed: Parsed) -> None:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -30,7 +29,6 @@ from unionfs.linux.process import overflow_ids
 from unionfs.options import MountOptions
 from unionfs.overlay.stack import Stack, open_stack
 from unionfs.overlay.union import Union
-from unionfs.overlay.watch import Watcher
 
 _NO_DEVICES = "the upper directory cannot hold the kernel's whiteouts: deletions are kept in "
 _WHITEOUT_FILES = _NO_DEVICES + ".wh. files, which the kernel's overlayfs does not read"
@@ -67,6 +65,8 @@ def run(request: Request, reporter: Reporter) -> None:
             reporter.warning(warning)
         union = Union(stack, acl=request.options.acl, static_links=request.options.static_nlink)
         if request.options.live:
+            from unionfs.overlay.watch import Watcher
+
             union.tree.watcher = Watcher(stack.lowers)
         refusal = _Refusal()
         cleanup.callback(refusal.end)
@@ -131,7 +131,7 @@ def _settings(options: MountOptions, stack: Stack, *, engine: str, debug: bool) 
         engine=engine,
         io=options.io or "cached",
     )
-    return settings if options.timeout is None else replace(settings, timeout=options.timeout), warning
+    return settings if options.timeout is None else settings._replace(timeout=options.timeout), warning
 
 
 class _Mount:
@@ -181,7 +181,7 @@ class _Mount:
             with suppress(OSError):  # users may not
                 mounts.mount(b"none", target, None, mounts.MS_PRIVATE)
         if self._registration is not None and self._device:
-            self._registration.publish(replace(self._record, device=self._device))
+            self._registration.publish(self._record._replace(device=self._device))
 
     def leave(self) -> None:
         """Unmount; but not what somebody may have mounted over us meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from unionfs.errors import MountError, printable
 from unionfs.linux import mounts
@@ -14,8 +14,7 @@ from unionfs.linux import mounts
 FOREVER = 365 * 86400.0
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What decides how a union is mounted and served.
 
     ``mount_attrs``: names of linux.mounts.MOUNT_ATTRS. ``timeout``: seconds for which the kernel may believe names and attributes.
@@ -26,7 +25,7 @@ class Settings:
     subtype: str = "unionfs"
     allow_other: bool = True
     read_only: bool = False
-    mount_attrs: frozenset[str] = field(default_factory=frozenset)
+    mount_attrs: frozenset[str] = frozenset()
     acl: bool = True
     timeout: float = FOREVER
     debug: bool = False

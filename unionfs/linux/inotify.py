@@ -6,7 +6,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.linux import libc as _l
 
@@ -30,8 +30,7 @@ _HEADER = struct.Struct("=iIII")
 _BUFFER = 1 << 16
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """``watch``: what ``Inotify.add`` gave, -1 for OVERFLOW. ``name``: of the entry; empty for the directory itself."""
 
     watch: int

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from typing import Any
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -33,10 +32,11 @@ _BY_MACHINE = {
 
 def syscall_number(name: str) -> int:
     """The number of an old system call on this machine; OSError(ENOSYS) where we do not know it."""
+    machine = os.uname().machine
     try:
-        return _BY_MACHINE[platform.machine()][name]
+        return _BY_MACHINE[machine][name]
     except KeyError:
-        raise OSError(38, f"{name} is not known on {platform.machine()}") from None
+        raise OSError(38, f"{name} is not known on {machine}") from None
 
 
 def fail(what: bytes | str | None = None) -> OSError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.linux import libc as _l
 
@@ -136,8 +136,7 @@ def umount2(target: bytes, flags: int = 0) -> None:
     _l.checked(_l.libc.umount2(target, flags), target)
 
 
-@dataclass(frozen=True)
-class MountInfo:
+class MountInfo(NamedTuple):
     """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)); paths are unescaped bytes, the values of super_options still escaped."""
 
     mount_id: int

@@ -7,7 +7,7 @@ import os
 import signal
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.linux import libc as _l
 
@@ -114,8 +114,7 @@ def replace_title(title: bytes) -> None:
     _l.checked(_l.libc.prctl(_PR_SET_NAME, title[:15], 0, 0, 0))
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """A signal taken from a ``signal_fd``; *from_kernel* tells one the terminal sent, to the whole group, from kill(2)'s."""
 
     number: int

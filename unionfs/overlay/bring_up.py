@@ -129,7 +129,7 @@ def _draft(tree: Tree, node: Node, st: os.stat_result, size: int) -> Draft:
     kept = tree.descriptors.protection(node)
     protattr = encode(kept) if kept else None
     return Draft(
-        node.layer, source, name, st, size, tree.work, tree.work.name(), names, tied or origin, sync, nlink=nlink, protattr=protattr
+        node.layer, source, name, st, size, tree.work, names, origin=tied or origin, sync=sync, nlink=nlink, protattr=protattr
     )
 
 

@@ -13,7 +13,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
@@ -104,9 +105,8 @@ def check(
             live = True
         if not repair:
             held.close()
-        wanted = replace(
-            features, redirect=Redirect.NOFOLLOW if features.userxattr else Redirect.FOLLOW, metacopy=not features.userxattr
-        )
+        followed = Redirect.NOFOLLOW if features.userxattr else Redirect.FOLLOW
+        wanted = features._replace(redirect=followed, metacopy=not features.userxattr)
         stack = open_for_reading(upper, lowers, wanted, data)
         held.callback(stack.close)
         tree = Tree(stack)
@@ -178,8 +178,10 @@ class _Upper:
     def __init__(self, tree: Tree, where: bytes, layer: Layer, features: Features) -> None:
         self._tree = tree
         #: The layers as they are to a mount that follows everything, and to one with the features given.
-        self._complete = replace(tree.stack, upper=tree.stack.lowers[0])
-        self._mounted = replace(self._complete, features=features)
+        self._complete = copy(tree.stack)
+        self._complete.upper = tree.stack.lowers[0]
+        self._mounted = copy(self._complete)
+        self._mounted.features = features
         self._unread_redirects, self._unread_metacopies = _Unread(), _Unread()
         self._names = tree.stack.names
         self._where = where

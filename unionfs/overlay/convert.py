@@ -106,9 +106,9 @@ def convert(
         note = _Note.on(upper)
         if note is not None:
             note.check(upper, target)
-            features = replace(features, userxattr=note.userxattr, whfiles=note.whfiles)
+            features = features._replace(userxattr=note.userxattr, whfiles=note.whfiles)
         followed = Redirect.NOFOLLOW if features.userxattr else Redirect.FOLLOW
-        features = replace(features, redirect=followed, metacopy=not features.userxattr, volatile=False)
+        features = features._replace(redirect=followed, metacopy=not features.userxattr, volatile=False)
         place = held.enter_context(_own_work(upper)) if work is None else work
         stack = open_stack(lowers, upper, place, features, data=data, converting=True)
         held.callback(stack.close)

@@ -14,7 +14,6 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from unionfs.linux import files, xattrs
 from unionfs.overlay.acl import ACCESS, DEFAULT
@@ -210,7 +209,6 @@ def empty_tree(dir_fd: int, name: bytes, keep: frozenset[bytes] = frozenset()) -
         os.close(fd)
 
 
-@dataclass
 class Draft:
     """One object on its way up.
 
@@ -218,24 +216,39 @@ class Draft:
     wanted (less than all before a truncation).
     """
 
-    layer: Layer
-    source_dir: int
-    name: bytes
-    st: os.stat_result
-    size: int
-    work: Work
-    work_name: bytes
-    names: XattrNames
-    origin: bytes | None
-    sync: bool
-    #: The data stays where it is: the copy is a metacopy.
-    metacopy: bool = False
-    #: How many names are shown of a file with several that stay one (see index_dir.py).
-    nlink: bytes | None = None
-    #: File attributes that the copy shall be shown with (see protection.py).
-    protattr: bytes | None = None
-    #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
-    data: int = -1
+    def __init__(
+        self,
+        layer: Layer,
+        source_dir: int,
+        name: bytes,
+        st: os.stat_result,
+        size: int,
+        work: Work,
+        names: XattrNames,
+        *,
+        origin: bytes | None,
+        sync: bool,
+        nlink: bytes | None = None,
+        protattr: bytes | None = None,
+    ) -> None:
+        self.layer = layer
+        self.source_dir = source_dir
+        self.name = name
+        self.st = st
+        self.size = size
+        self.work = work
+        self.work_name = work.name()
+        self.names = names
+        self.origin = origin
+        self.sync = sync
+        #: How many names are shown of a file with several that stay one (see index_dir.py).
+        self.nlink = nlink
+        #: File attributes that the copy shall be shown with (see protection.py).
+        self.protattr = protattr
+        #: The data stays where it is: the copy is a metacopy.
+        self.metacopy = False
+        #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
+        self.data = -1
 
     def discard(self) -> None:
         """Throw a built copy away."""
@@ -321,22 +334,22 @@ class Draft:
         files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 
 
-@dataclass(eq=False)
 class DataDraft:
     """The data of a metacopy in upper on their way up; the mark goes last, so that until then the lower ones count.
 
     *source* and *target* are the draft's own descriptors, *target* open for writing. There is nothing to throw away.
     """
 
-    source: int
-    target: int
-    size: int
-    names: XattrNames
-    sync: bool
-    #: Nothing will be written any more.
-    over: bool = False
-    _failure: BaseException | None = None
-    _busy: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, source: int, target: int, size: int, names: XattrNames, sync: bool) -> None:
+        self.source = source
+        self.target = target
+        self.size = size
+        self.names = names
+        self.sync = sync
+        #: Nothing will be written any more.
+        self.over = False
+        self._failure: BaseException | None = None
+        self._busy = threading.Lock()
 
     def discard(self) -> None:
         """What was copied stays as good as it was."""

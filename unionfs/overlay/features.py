@@ -6,8 +6,8 @@ these in one place, and nothing below looks at mount options.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from unionfs.overlay.owners import Owners
 
@@ -41,8 +41,7 @@ class Sync(Enum):
     NEVER = "never"
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """``userxattr``: marks are ``user.overlay.*``; then no redirect or metacopy is ever written, as the kernel refuses both there.
 
     ``index``: lower hard links stay one file when they are copied up. ``metacopy``: a change of attributes copies no data up.
@@ -54,7 +53,7 @@ class Features:
 
     userxattr: bool = False
     redirect: Redirect = Redirect.ON
-    index: bool = False
+    index: bool = False  # type: ignore[assignment]  # hides tuple.index, which nobody asks for
     metacopy: bool = False
     whfiles: bool = False
     volatile: bool = False

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unionfs.linux import files, xattrs
@@ -29,12 +28,14 @@ if TYPE_CHECKING:
     from unionfs.overlay.tree import Tree
 
 
-@dataclass(slots=True)
 class _Tie:
     """What ties the names of one live file: its origin. ``more``: once copied up, how many more links are shown than the copy has."""
 
-    origin: bytes
-    more: int | None = None
+    __slots__ = ("more", "origin")
+
+    def __init__(self, origin: bytes) -> None:
+        self.origin = origin
+        self.more: int | None = None
 
 
 class HardLinks:

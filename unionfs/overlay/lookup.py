@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.stack import Stack
@@ -24,8 +24,7 @@ from unionfs.overlay.whiteout import check_metacopy, read_redirect
 Place = tuple[Layer, bytes]
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """Where the data of a metacopy is. ``layer`` None: at *path* in one of the data-only layers, looked for when it is needed."""
 
     layer: Layer | None

@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.overlay.acl import entries, packed
 
@@ -48,8 +48,7 @@ def _invalid() -> OSError:
     return OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-@dataclass(frozen=True)
-class Ids:
+class Ids(NamedTuple):
     """One kind of ids, users or groups. No ``ranges``: what is stored is shown. ``squash``: every owner is shown as this."""
 
     ranges: Ranges = ()
@@ -87,8 +86,7 @@ class Ids:
         return self.overflow if found is None else found
 
 
-@dataclass(frozen=True)
-class Owners:
+class Owners(NamedTuple):
     """How a mount shows and stores ids. A mount that changes none has no Owners at all."""
 
     users: Ids = Ids()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -22,12 +21,15 @@ from unionfs.overlay.tree import Tree
 Result = TypeVar("Result")
 
 
-@dataclass
 class Outdated:
     """What the kernel has to forget. ``numbers``: of objects, with attributes and data. ``names``: in directories, by their numbers."""
 
-    numbers: set[int] = field(default_factory=set)
-    names: set[tuple[int, bytes]] = field(default_factory=set)
+    def __init__(self, numbers: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()) -> None:
+        self.numbers = set(numbers)
+        self.names = set(names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outdated) and (self.numbers, self.names) == (other.numbers, other.names)
 
     def __len__(self) -> int:
         return len(self.numbers) + len(self.names)

@@ -7,7 +7,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 from unionfs.errors import InUseError, LayerError, printable
 from unionfs.linux import files, mounts, xattrs
@@ -25,20 +24,20 @@ _IN_ROOT = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_
 _CLONE_REFUSED = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
 
 
-@dataclass(frozen=True)
 class Stack:
     """The opened layers, topmost lower first. ``data``: layers with no names of their own, whose files metacopies point to."""
 
-    lowers: tuple[Layer, ...]
-    upper: Layer | None
-    work: Work | None
-    names: XattrNames
-    features: Features = DEFAULTS
-    data: tuple[Layer, ...] = ()
-    #: With ``features.index``, where upper and lowers have file handles.
-    index: IndexDirectory | None = None
-    #: Descriptors whose flock says the upper and work are taken; they end with the process whatever happens to it.
-    locks: tuple[int, ...] = field(default=())
+    def __init__(self, lowers: tuple[Layer, ...], names: XattrNames, features: Features = DEFAULTS, data: tuple[Layer, ...] = ()) -> None:
+        self.lowers = lowers
+        self.upper: Layer | None = None
+        self.work: Work | None = None
+        self.names = names
+        self.features = features
+        self.data = data
+        #: With ``features.index``, where upper and lowers have file handles.
+        self.index: IndexDirectory | None = None
+        #: Descriptors whose flock says the upper and work are taken; they end with the process whatever happens to it.
+        self.locks: tuple[int, ...] = ()
 
     @property
     def sync(self) -> bool:
@@ -94,10 +93,10 @@ def open_stack(
     try:
         for path in (*lowers, *data):
             opened.append(_open_lower(path, features.owners))
-        stack = Stack(tuple(opened[: len(lowers)]), None, None, names, features, tuple(opened[len(lowers) :]))
-        if upper is None or work is None:
-            return stack
-        return _add_upper(stack, upper, work, converting=converting)
+        stack = Stack(tuple(opened[: len(lowers)]), names, features, tuple(opened[len(lowers) :]))
+        if upper is not None and work is not None:
+            _add_upper(stack, upper, work, converting=converting)
+        return stack
     except BaseException:
         for layer in opened:
             layer.close()
@@ -195,7 +194,7 @@ def refuse_incompatible(work_fd: int, path: bytes) -> None:
         )
 
 
-def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> Stack:
+def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> None:
     held: list[int] = []
     try:
         upper_fd, work_fd, private = _open_pair(upper, work, held)
@@ -230,9 +229,11 @@ def _add_upper(stack: Stack, upper: bytes, work: bytes, *, converting: bool) -> 
         lower.traps = traps
     os.close(work_fd)
     marks = None if devices or whiteout_files else stack.names
-    built = Work(work_dir, ownership, whiteout_files=whiteout_files, whiteout_marks=marks)
-    stack = replace(stack, upper=layer, work=built, index=index, locks=locks)
-    return _with_whiteout_files(stack) if whiteout_files else stack
+    stack.upper, stack.index, stack.locks = layer, index, locks
+    stack.work = Work(work_dir, ownership, whiteout_files=whiteout_files, whiteout_marks=marks)
+    if whiteout_files:  # then they count in every layer, since each was an upper once
+        stack.features = stack.features._replace(whfiles=True)
+        stack.names = XattrNames(stack.features.userxattr, whfiles=True)
 
 
 def _refuse_lowers_within(lowers: tuple[Layer, ...], upper: bytes, work: bytes) -> None:
@@ -246,12 +247,6 @@ def _refuse_lowers_within(lowers: tuple[Layer, ...], upper: bytes, work: bytes) 
             if os.path.commonpath([top, os.path.realpath(lower.where)]) == top:
                 relation = f"is, or lies in, the {what} directory {printable(outer)}"
                 raise LayerError(f"lower directory {printable(lower.where)} {relation}: it would change")
-
-
-def _with_whiteout_files(stack: Stack) -> Stack:
-    """*stack*, whose upper has no other whiteouts: they count in every layer then, since each layer was an upper once."""
-    features = replace(stack.features, whfiles=True)
-    return replace(stack, features=features, names=XattrNames(features.userxattr, whfiles=True))
 
 
 def _close_all(fds: list[int]) -> None:

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from unionfs.errors import error
 from unionfs.linux import files, xattrs
@@ -30,8 +30,10 @@ from unionfs.overlay.owners import changed
 from unionfs.overlay.protection import refuse
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.unlocked import Lender, Loose
-from unionfs.overlay.watch import Watcher
 from unionfs.overlay.whiteout import IMPURE, OPAQUE
+
+if TYPE_CHECKING:  # most mounts watch nothing
+    from unionfs.overlay.watch import Watcher
 
 Result = TypeVar("Result")
 

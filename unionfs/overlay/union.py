@@ -14,9 +14,8 @@ import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from unionfs.errors import error
 from unionfs.linux import files, xattrs
@@ -68,8 +67,7 @@ def unlocking(
     return decorate
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks: owner of what is made. ``in_group`` answers whether he is a member of a group besides ``gid``.
 
     ``umask``: what is taken from the mode of what he makes, unless the directory's default ACL decides; 0 where the kernel has seen to it.
@@ -85,8 +83,7 @@ class Caller:
         return self.uid == 0 or self.gid == gid or self.in_group(gid)
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What setattr should change; None leaves a field as it is. Times in nanoseconds."""
 
     size: int | None = None

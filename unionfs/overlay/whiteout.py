@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
 
 OPAQUE = b"y"
 #: On a lower directory: it may hold xattr whiteouts. It does not make the directory opaque.
@@ -68,7 +67,6 @@ def hidden_by_file(name: bytes) -> bytes | None:
     return None if not hidden or hidden.startswith(FILE_PREFIX) else hidden
 
 
-@dataclass(frozen=True)
 class XattrNames:
     """The names of overlay attributes in the one namespace that counts for a mount.
 
@@ -79,32 +77,25 @@ class XattrNames:
     fuse-overlayfs's own. None of the three is ordinary data then.
     """
 
-    userxattr: bool = False
-    whfiles: bool = False
-    prefix: bytes = field(init=False)
-    #: The attributes of which each makes a directory opaque.
-    all_opaque: tuple[bytes, ...] = field(init=False)
-    opaque: bytes = field(init=False)
-    whiteout: bytes = field(init=False)
-    origin: bytes = field(init=False)
-    impure: bytes = field(init=False)
-    redirect: bytes = field(init=False)
-    metacopy: bytes = field(init=False)
-    nlink: bytes = field(init=False)
-    protattr: bytes = field(init=False)
-    upper: bytes = field(init=False)
-    _reserved: tuple[bytes, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, userxattr: bool = False, whfiles: bool = False) -> None:
         prefix, other = b"trusted.overlay.", b"user.overlay."
-        if self.userxattr:
+        if userxattr:
             prefix, other = other, prefix
-        reserved = (prefix, other, _FUSE_OVERLAYFS) if self.whfiles else (prefix,)
-        for name in ("opaque", "whiteout", "origin", "impure", "redirect", "metacopy", "nlink", "protattr", "upper"):
-            object.__setattr__(self, name, prefix + name.encode())
-        object.__setattr__(self, "prefix", prefix)
-        object.__setattr__(self, "all_opaque", tuple(each + b"opaque" for each in reserved))
-        object.__setattr__(self, "_reserved", reserved)
+        self.userxattr = userxattr
+        self.whfiles = whfiles
+        self.prefix = prefix
+        self._reserved = (prefix, other, _FUSE_OVERLAYFS) if whfiles else (prefix,)
+        #: The attributes of which each makes a directory opaque.
+        self.all_opaque = tuple(each + b"opaque" for each in self._reserved)
+        self.opaque = prefix + b"opaque"
+        self.whiteout = prefix + b"whiteout"
+        self.origin = prefix + b"origin"
+        self.impure = prefix + b"impure"
+        self.redirect = prefix + b"redirect"
+        self.metacopy = prefix + b"metacopy"
+        self.nlink = prefix + b"nlink"
+        self.protattr = prefix + b"protattr"
+        self.upper = prefix + b"upper"
 
     def stored(self, name: bytes) -> bytes:
         """The name on disk for *name* as a user of the mount writes it."""

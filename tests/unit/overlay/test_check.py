@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def told(world: World, *, repair: bool = False, **features: Any) -> list[Finding
     lowers = [os.fsencode(path) for path in world.lowers]
     before = [fingerprint(path) for path in (*world.lowers, world.upper, world.work)]
     with no_descriptor_left():
-        found = check(os.fsencode(world.upper), lowers, os.fsencode(world.work), replace(Features(), **features), repair=repair)
+        found = check(os.fsencode(world.upper), lowers, os.fsencode(world.work), Features(**features), repair=repair)
     after = [fingerprint(path) for path in (*world.lowers, world.upper, world.work)]
     assert after[: len(lowers)] == before[: len(lowers)]
     assert repair or after == before

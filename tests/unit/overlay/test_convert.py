@@ -44,7 +44,7 @@ READ_AS: dict[Target, dict[str, Any]] = {
 def converted(world: World, target: Target, **features: Any) -> None:
     with no_descriptor_left():
         convert(
-            os.fsencode(world.upper), [os.fsencode(path) for path in world.lowers], target, replace(EVERYTHING, **features),
+            os.fsencode(world.upper), [os.fsencode(path) for path in world.lowers], target, EVERYTHING._replace(**features),
             work=os.fsencode(world.work),
         )  # fmt: skip
 

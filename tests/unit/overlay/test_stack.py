@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -316,7 +315,7 @@ def test_a_volatile_mount_of_an_ordinary_user_can_be_cleaned_by_him(world: World
 
     def attempt() -> list[str]:
         arguments = ([b(world.lowers[0])], b(world.upper), b(world.work))
-        open_stack(*arguments, replace(VOLATILE, userxattr=True)).close()
+        open_stack(*arguments, VOLATILE._replace(userxattr=True)).close()
         shutil.rmtree(world.building / "incompat" / "volatile")
         open_stack(*arguments, Features(userxattr=True)).close()
         return os.listdir(world.building)
