@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +109,7 @@ def test_list_shows_mounts_and_their_layers(layers: Layers, mnt: Place) -> None:
     assert (found["upper"], found["work"], found["state"], found["options"]) == (str(layers.upper), str(layers.work), "live", "rw")
     assert (found["pid"], found["device"]) == (mnt.server, mnt.device)
     text = run("list").out
-    block = text[text.index(f"{mnt.path} (live, engine pyfuse3, rw, process {mnt.server})\n") :].splitlines()[:4]
+    block = text[text.index(f"{mnt.path} (live, engine channel, rw, process {mnt.server})\n") :].splitlines()[:4]
     assert block[1:] == [f"    upper {layers.upper}", f"    work  {layers.work}", f"    lower {layers.lowers[0]}"]
 
 
@@ -123,7 +126,7 @@ def test_list_s_reader_may_leave(mnt: Place) -> None:
 def test_a_dead_mount_is_marked_and_umount_takes_it_away(layers: Layers, mnt: Place) -> None:
     kill_server(mnt)
     assert listed(mnt.path)["state"] == "dead"
-    assert f"{mnt.path} (dead, engine pyfuse3, rw)" in run("list").out
+    assert f"{mnt.path} (dead, engine channel, rw)" in run("list").out
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mnt.path)
     assert run("umount", mnt.path).status == 0
@@ -158,8 +161,90 @@ def test_stats_count_requests_nodes_descriptors_and_memory(mnt: Place) -> None:
     assert found["nodes"] >= 2
     assert found["open_fds"] >= 0 and found["rss"] > 1 << 20 and found["uptime"] > 0
     text = run("stats", mnt.path).out
-    for word in ("requests", "lookup", "nodes", "open descriptors", "resident bytes"):
+    for word in ("requests", "lookup", "nodes", "open descriptors", "resident bytes", "its own share"):
         assert word in text
+
+
+@contextmanager
+def watching(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """`unionfs ARGUMENTS`, for as long as the test wants."""
+    with subprocess.Popen(
+        [*our_program(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(), text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_object(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    found: dict[str, Any] = json.loads(process.stdout.readline())
+    return found
+
+
+def test_stats_are_watched_live_until_the_watcher_is_interrupted(mnt: Place) -> None:
+    with watching("stats", mnt.path, "--watch", "0.2", "--json") as watcher:
+        next_object(watcher)
+        for number in range(20):
+            assert not (mnt.path / f"absent{number}").exists()
+        seen = [next_object(watcher) for _ in range(5)]
+        assert sum(one["requests"].get("lookup", 0) for one in seen) == 20
+        assert 20 <= sum(one["microseconds"].get("lookup", 0) for one in seen) < 20 * 100_000
+        assert all(one["requests"] == {} for one in seen[-2:]) and seen[-1]["rss"] >= seen[-1]["pss"] > 1 << 20
+        watcher.send_signal(signal.SIGINT)
+        assert (watcher.wait(20), watcher.stderr.read() if watcher.stderr else "") == (0, "")
+
+
+@pytest.mark.parametrize("how", ["unmounted", "killed", "replaced"])
+def test_a_mount_that_goes_away_ends_the_watch_with_one_line(layers: Layers, mnt: Place, how: str) -> None:
+    with watching("stats", mnt.path, "--watch", "0.2", "--json") as watcher:
+        next_object(watcher)
+        if how == "killed":
+            kill_server(mnt)
+        else:
+            assert run("umount", mnt.path).status == 0
+        if how == "replaced":
+            assert run("mount", *flags(layers), mnt.path).status == 0
+        assert watcher.wait(20) == 1 and watcher.stderr is not None
+        told = watcher.stderr.read().splitlines()
+    assert len(told) == 1 and ("the server of this mount is dead" if how == "killed" else f"{mnt.path}: the mount has gone") in told[0]
+
+
+def test_a_watch_may_be_bounded_and_stays_out_of_the_mount(mnt: Place) -> None:
+    done = run("stats", "--watch", "0.1", "-n", "3", mnt.path)
+    blocks = [block.splitlines() for block in done.out.split("\n\n")]
+    assert (done.status, done.err, len(blocks)) == (0, "", 3)
+    assert [block[0] for block in blocks] == [f"{mnt.path}: 0 requests a second; {block[0].rpartition('; ')[2]}" for block in blocks]
+    refused = run("stats", "-n", "3", mnt.path)
+    assert (refused.status, len(refused.lines)) == (2, 1)
+
+
+def test_the_engine_pyfuse3_is_watched_by_its_counts_alone(layers: Layers, scratch: Path) -> None:
+    with place(scratch, "plain") as plain:
+        assert run("mount", "--engine=pyfuse3", *flags(layers), plain.path).status == 0
+        with watching("stats", "--watch", "0.2", "--json", plain.path) as watcher:
+            next_object(watcher)
+            assert not (plain.path / "absent").exists()
+            seen = [next_object(watcher) for _ in range(4)]
+    assert sum(one["requests"].get("lookup", 0) for one in seen) >= 1
+    assert all(one["microseconds"] == {} for one in seen)
+
+
+def test_top_shows_every_mount_and_those_that_stopped_without_waiting_for_them(layers: Layers, scratch: Path, mnt: Place) -> None:
+    with place(scratch, "second") as second:
+        assert run("mount", "--lower", layers.lowers[0], second.path).status == 0
+        server = second.server
+        os.kill(server, signal.SIGSTOP)
+        try:
+            done = run("top", "-n", "2", "--json", "0.2")
+        finally:
+            os.kill(server, signal.SIGCONT)
+    assert (done.status, done.err) == (0, "")
+    states = [{mount["target"]: mount["state"] for mount in json.loads(line)["mounts"]} for line in done.out.splitlines()]
+    assert [(found[str(mnt.path)], found[str(second.path)]) for found in states] == [("live", "does not answer")] * 2
+    lines = run("top", "-n", "1", "0.2").out.splitlines()
+    assert any(line.split()[0] == "0" and str(mnt.path) in line for line in lines[2:])
 
 
 # What `unionfs mount` does, two hundred times in one process that has already imported what each server needs.

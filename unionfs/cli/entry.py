@@ -21,6 +21,7 @@ COMMANDS = {
     "refresh": "unionfs.cli.refresh:refresh",
     "run": "unionfs.cli.run:run",
     "stats": "unionfs.cli.stats:stats",
+    "top": "unionfs.cli.top:top",
     "umount": "unionfs.cli.umount:umount",
 }
 

@@ -34,6 +34,10 @@ class Direct:
         """What they took, of those that were measured."""
         return self._by_name([nanoseconds // 1000 for nanoseconds in self.channel.nanoseconds])
 
+    def measure(self, on: bool) -> None:
+        """From now on measure what requests take, or no more."""
+        self.channel.timed = on
+
     @staticmethod
     def _by_name(values: list[int]) -> dict[str, int]:
         found = {opcode.name.lower(): values[opcode] for opcode in Opcode if values[opcode]}

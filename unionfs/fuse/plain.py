@@ -44,6 +44,9 @@ class Plain:
         """Not measured here."""
         return {}
 
+    def measure(self, on: bool) -> None:
+        """Nothing is."""
+
     def forget_known(self) -> None:
         """The layers have changed: ask anew."""
         self._operations.forget_known()

@@ -44,6 +44,9 @@ class Engine(Protocol):
     def microseconds(self) -> dict[str, int]:
         """What each verb took, of what was measured."""
 
+    def measure(self, on: bool) -> None:
+        """From now on measure what requests take, or no more."""
+
     def forget_known(self) -> None:
         """The layers have changed: ask anew."""
 

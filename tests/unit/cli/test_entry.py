@@ -95,7 +95,7 @@ def modules_of(*statements: str) -> set[str]:
 HEAVY = {"trio", "pyfuse3", "xattr", "logging", "subprocess", "unionfs.runtime", "unionfs.cli.run", "unionfs.fuse", "unionfs.overlay"}
 
 
-@pytest.mark.parametrize("module", ["mount", "umount", "listing", "stats", "diff", "fsck", "convert"])
+@pytest.mark.parametrize("module", ["mount", "umount", "listing", "stats", "top", "diff", "fsck", "convert"])
 def test_a_command_imports_nothing_that_only_others_need(module: str) -> None:
     found = modules_of(f"import unionfs.cli.{module}", "import unionfs.cli.group")
     assert "click" in found

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from unionfs.fuse import control as served
 
@@ -42,6 +43,52 @@ def test_stats_are_what_the_union_and_the_handlers_count(facts: served.Facts) ->
     assert answer["rss"] > 1 << 20
     assert answer["uptime"] >= 0
     json.dumps(answer)
+
+
+def test_the_memory_that_is_its_own_share_is_part_of_what_is_resident(facts: served.Facts) -> None:
+    answer = facts.answer({"cmd": "stats"})
+    assert 1 << 20 < answer["pss"] <= answer["rss"]
+
+
+class _Measured:
+    """An engine of which it is known whether it measures."""
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+
+    def requests(self) -> dict[str, int]:
+        return {}
+
+    microseconds = requests
+
+    def measure(self, on: bool) -> None:
+        self.said.append(on)
+
+
+@pytest.mark.parametrize("timed", [0, -1.0, float("nan"), float("inf"), 1e9, "5", None, [1]])
+async def test_nothing_is_measured_for_who_does_not_say_for_how_long(timed: object) -> None:
+    engine = _Measured()
+    served.Facts(cast(Any, engine), cast(Any, UNION)).answer({"cmd": "stats", "timed": timed})
+    assert engine.said == []
+
+
+async def test_measuring_ends_when_nobody_asked_any_more(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "time", SimpleNamespace(monotonic=trio.current_time, process_time=lambda: 0.0))
+    engine = _Measured()
+    facts = served.Facts(cast(Any, engine), cast(Any, UNION))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(facts.stop_measuring)
+        for _ in range(2):
+            facts.answer({"cmd": "stats", "timed": 6})
+            await trio.sleep(5)  # while one has not ended the next comes
+            facts.answer({"cmd": "stats", "timed": 6})
+            facts.answer({"cmd": "stats", "timed": 1})
+            await trio.sleep(5)
+            assert set(engine.said) == {True}
+            await trio.sleep(2)
+            assert engine.said[-1] is False
+            engine.said.clear()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("request_", [{}, {"cmd": "explode"}, [], "stats", None, 5])
