@@ -176,6 +176,9 @@ class FakeUnion:
         self._note("getxattr", ino, name)
         return b"value"
 
+    def require_xattr(self, ino: int, name: bytes) -> None:
+        self._note("require_xattr", ino, name)
+
     def listxattr(self, ino: int) -> list[bytes]:
         self._note("listxattr", ino)
         return self.shown_xattrs

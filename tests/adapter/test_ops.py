@@ -133,7 +133,7 @@ async def test_xattrs_pass_through(ops: Operations, union: FakeUnion) -> None:
 
 async def test_removing_an_attribute_that_is_not_there_copies_nothing_up(ops: Operations, union: FakeUnion) -> None:
     union.drafts[7] = FakeDraft()
-    union.errors["getxattr"] = OSError(errno.ENODATA, "none")
+    union.errors["require_xattr"] = OSError(errno.ENODATA, "none")
     with pytest.raises(FUSEError) as caught:
         await ops.removexattr(FILE, b"user.a", ROOT)
     assert caught.value.errno == errno.ENODATA

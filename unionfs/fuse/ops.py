@@ -283,7 +283,7 @@ class Operations(pyfuse3.Operations):
     @changing_verb
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         if not self._union.is_up(inode):
-            self._union.getxattr(inode, name)
+            self._union.require_xattr(inode, name)
         await self._bring_up(inode, data=False)
         self._union.removexattr(inode, name)
 

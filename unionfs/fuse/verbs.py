@@ -324,7 +324,7 @@ class Verbs:
         """name"""
         name = bytes(body[:-1])
         if not self._union.is_up(ino):
-            self._union.getxattr(ino, name)
+            self._union.require_xattr(ino, name)
         self._bring_up(ino, data=False)
         self._union.removexattr(ino, name)
         return b""

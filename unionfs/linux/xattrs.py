@@ -10,6 +10,15 @@ from unionfs.linux.files import is_descriptor
 _ABSENT = (errno.ENODATA, errno.EOPNOTSUPP)
 
 
+def selinux_is_on() -> bool:
+    """Whether this machine has SELinux: it then knows its file system (init_sel_fs). Yes, if that cannot be told."""
+    try:
+        with open("/proc/filesystems", "rb") as file:
+            return b"selinuxfs" in file.read().split()
+    except OSError:
+        return True
+
+
 def get(path: bytes, name: bytes) -> bytes:
     """The value; OSError(ENODATA) without one."""
     return os.getxattr(path, name, follow_symlinks=is_descriptor(path))

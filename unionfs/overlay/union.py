@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 
 #: Offsets of "." and ".." in a listing; entries follow at cookie + _DOTS.
 _DOTS = 2
+_LABEL = b"security.selinux"
 #: Worth giving their memory back.
 _MANY_NODES = 1024
 
@@ -110,6 +111,7 @@ class Union:
         self._acl = acl
         self._owner = os.geteuid(), os.getegid()
         self._owners = stack.features.owners
+        self._selinux = xattrs.selinux_is_on()
         #: Told what the kernel has to forget when a verb meets layers that were changed under us.
         self.on_outdated: Callable[[Outdated], None] = lambda _: None
         #: Told when so many nodes died that ``give_back_memory`` is worth while.
@@ -437,13 +439,25 @@ class Union:
         users, groups = self._owners.users, self._owners.groups
         return None if uid is None else users.stored(uid), None if gid is None else groups.stored(gid)
 
-    @unlocking(0)
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """One attribute as a user of the mount names it; ENODATA, EOPNOTSUPP.
 
         Where there can be no ACL the answer is that there is none: of anything else the kernel makes an error of every permission check
-        (__fuse_get_acl).
+        (__fuse_get_acl). Without SELinux an object that has no label is said to know of none: ls then asks no more, else of each object.
         """
+        try:
+            return self._xattr(ino, name)
+        except OSError as exc:
+            if exc.errno == errno.ENODATA and name == _LABEL and not self._selinux:
+                raise error(errno.EOPNOTSUPP) from None
+            raise
+
+    def require_xattr(self, ino: int, name: bytes) -> None:
+        """ENODATA unless the object has the attribute: before it is brought up to lose that."""
+        self._xattr(ino, name)
+
+    @unlocking(0)
+    def _xattr(self, ino: int, name: bytes) -> bytes:
         node = self.tree.node(ino)
         stored = self._stored(name, node.layer)
         try:
@@ -460,7 +474,7 @@ class Union:
 
     def _is_to_be_seen(self, ino: int, name: bytes) -> bool:
         try:
-            self.getxattr(ino, name)
+            self._xattr(ino, name)
         except OSError as exc:
             if exc.errno != errno.ENODATA:
                 raise

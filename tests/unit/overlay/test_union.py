@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support import acl
 from tests.support.tree import snapshot
 from tests.unit.overlay.world import ME, View, World, is_whiteout, mark, marked, no_descriptor_left, put, whiteout
-from unionfs.linux import files
+from unionfs.linux import files, xattrs
 from unionfs.overlay import tree
 from unionfs.overlay.node import Node
 from unionfs.overlay.union import Caller, Change
@@ -739,6 +739,28 @@ def test_removing_what_is_not_there_copies_nothing_up(world: World, top: Path) -
     view = world.open()
     assert code_of(lambda: view.union.removexattr(view.ino(b"file"), b"user.a")) == errno.ENODATA
     assert os.listdir(world.upper) == []
+
+
+@pytest.mark.parametrize(("selinux", "code"), [(False, errno.EOPNOTSUPP), (True, errno.ENODATA)])
+def test_labels_are_not_known_where_there_is_no_selinux(
+    world: World, top: Path, monkeypatch: pytest.MonkeyPatch, selinux: bool, code: int
+) -> None:
+    """So that ls, which looks for one on every object, gives up at the first; who removes one is told what is true."""
+    put(top / "file")
+    monkeypatch.setattr(xattrs, "selinux_is_on", lambda: selinux)
+    view = world.open()
+    ino = view.ino(b"file")
+    assert code_of(lambda: view.union.getxattr(ino, b"security.selinux")) == code
+    assert code_of(lambda: view.union.require_xattr(ino, b"security.selinux")) == errno.ENODATA
+    assert code_of(lambda: view.union.removexattr(ino, b"security.selinux")) == errno.ENODATA
+    assert code_of(lambda: view.union.getxattr(ino, b"user.a")) == errno.ENODATA
+    assert os.listdir(world.upper) == []
+
+
+def test_a_label_that_is_there_is_shown_without_selinux_too(world: World, top: Path, root: None) -> None:
+    os.setxattr(put(top / "file"), "security.selinux", b"system_u:object_r:etc_t:s0")
+    view = world.open()
+    assert view.union.getxattr(view.ino(b"file"), b"security.selinux") == b"system_u:object_r:etc_t:s0"
 
 
 def test_a_lower_attribute_is_removed_from_the_copy(world: World, top: Path) -> None:
