@@ -1,11 +1,11 @@
-"""Extended attributes of an object named by a ``files.path_at`` path (there is no getxattrat before Linux 6.13)."""
+"""Extended attributes of an object named by a ``files.Place`` (there is no getxattrat before Linux 6.13)."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from unionfs.linux.files import is_descriptor
+from unionfs.linux.files import Place, is_descriptor
 
 _ABSENT = (errno.ENODATA, errno.EOPNOTSUPP)
 
@@ -19,45 +19,45 @@ def selinux_is_on() -> bool:
         return True
 
 
-def get(path: bytes, name: bytes) -> bytes:
+def get(place: Place, name: bytes) -> bytes:
     """The value; OSError(ENODATA) without one."""
-    return os.getxattr(path, name, follow_symlinks=is_descriptor(path))
+    return os.getxattr(place, name, follow_symlinks=is_descriptor(place))
 
 
-def find(path: bytes, name: bytes) -> bytes | None:
+def find(place: Place, name: bytes) -> bytes | None:
     """The value, None when there is none or the filesystem has no such attributes."""
     try:
-        return get(path, name)
+        return get(place, name)
     except OSError as exc:
         if exc.errno in _ABSENT:
             return None
         raise
 
 
-def names(path: bytes) -> list[bytes]:
+def names(place: Place) -> list[bytes]:
     """All names on the object; empty where the filesystem has none."""
     try:
-        return [os.fsencode(n) for n in os.listxattr(path, follow_symlinks=is_descriptor(path))]
+        return [os.fsencode(n) for n in os.listxattr(place, follow_symlinks=is_descriptor(place))]
     except OSError as exc:
         if exc.errno == errno.EOPNOTSUPP:
             return []
         raise
 
 
-def put(path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
+def put(place: Place, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set one (flags: os.XATTR_CREATE, os.XATTR_REPLACE)."""
-    os.setxattr(path, name, value, flags, follow_symlinks=is_descriptor(path))
+    os.setxattr(place, name, value, flags, follow_symlinks=is_descriptor(place))
 
 
-def drop(path: bytes, name: bytes) -> None:
+def drop(place: Place, name: bytes) -> None:
     """Remove one; OSError(ENODATA) without it."""
-    os.removexattr(path, name, follow_symlinks=is_descriptor(path))
+    os.removexattr(place, name, follow_symlinks=is_descriptor(place))
 
 
-def discard(path: bytes, name: bytes) -> None:
+def discard(place: Place, name: bytes) -> None:
     """Remove one, if it is there: another name of the object may have led here before."""
     try:
-        drop(path, name)
+        drop(place, name)
     except OSError as exc:
         if exc.errno not in _ABSENT:
             raise

@@ -13,23 +13,28 @@ K = TypeVar("K", bound=Hashable)
 class FdCache(Generic[K]):
     """Least recently used descriptors by key; what falls out, or is dropped, is closed.
 
-    A descriptor is good until ``limit`` - 1 others were asked for: long enough for one verb, too short to be kept or handed to a thread.
+    A descriptor is good until half of ``limit`` others were asked for: long enough for one verb, too short to be kept or handed to a
+    thread.
     """
 
-    __slots__ = ("_fds", "_limit")
+    __slots__ = ("_fds", "_limit", "_plenty")
 
     def __init__(self, limit: int) -> None:
         self._fds: dict[K, int] = {}
         self._limit = limit
+        #: As long as there are no more, the order in which they were used is of no interest.
+        self._plenty = limit // 2
 
     def __len__(self) -> int:
         return len(self._fds)
 
     def get(self, key: K) -> int | None:
         """The cached descriptor, now the most recently used."""
-        fd = self._fds.pop(key, None)
-        if fd is not None:
-            self._fds[key] = fd
+        fds = self._fds
+        fd = fds.get(key)
+        if fd is not None and len(fds) > self._plenty:
+            del fds[key]
+            fds[key] = fd
         return fd
 
     def open(self, key: K, opener: Callable[[], int]) -> int:

@@ -256,7 +256,7 @@ class _Check:
             for _, child, marks in _in_upper(tree, tree.root):
                 if self._form.whole and self._names.redirect in marks and child.directory is not None and child.directory.lowers:
                     for parent, name, _, inner in below(tree, child):
-                        self._check(os.path.join(parent.path(), name), name, marks_at(tree.descriptors.place(inner)))
+                        self._check(os.path.join(parent.path(), name), name, marks_at(tree.descriptors.path(inner)))
         except OSError as exc:
             raise LayerError(
                 f"{printable(self._upper.where)}: {printable(exc.filename or b'')}: {exc.strerror}; see unionfs fsck"
@@ -322,7 +322,7 @@ def _bring_data_up(tree: Tree, node: Node) -> None:
     if node.layer is not tree.upper:
         bring_up(tree, node)
     elif tree.descriptors.is_metacopy(node) or xattrs.find(tree.descriptors.place(node), names.prefix + _TIMES) is not None:
-        with _times_kept(tree.descriptors.place(node), names):
+        with _times_kept(tree.descriptors.path(node), names):
             bring_up(tree, node)
 
 

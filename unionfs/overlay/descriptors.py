@@ -145,7 +145,12 @@ class Descriptors:
         orphan = node.orphan
         return node if orphan is None or orphan.work_name is None else (self._work_fd, orphan.work_name)
 
-    def place(self, node: Node) -> bytes:
+    def place(self, node: Node) -> files.Place:
+        """*node*'s topmost copy, valid within one verb: a descriptor if one is open for writing, else its ``path``."""
+        opened = self._files.get((node.ino, True))
+        return self.path(node) if opened is None else opened
+
+    def path(self, node: Node) -> bytes:
         """A ``files.path_at`` path of *node*'s topmost copy, valid within one verb. EOPNOTSUPP for a mount point in no private clone."""
         orphan = node.orphan
         if orphan is None:

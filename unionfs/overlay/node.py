@@ -119,7 +119,10 @@ class Node:
     ``links``: its further known names (hard links in upper), None for most. ``orphan``: set once it has no name.
     """
 
-    __slots__ = ("children", "directory", "ino", "kind", "layer", "links", "lookups", "name", "orphan", "parent", "protection", "shown")
+    __slots__ = (
+        "children", "directory", "ino", "kind", "lacks_capability", "layer", "links", "lookups", "name", "orphan", "parent",
+        "protection", "shown",
+    )  # fmt: skip
 
     def __init__(
         self, ino: int, parent: Node | None, name: bytes, layer: Layer, directory: Directory | None
@@ -133,6 +136,8 @@ class Node:
         self.kind = 0
         #: Its file attributes, as of protection.py, once something asked for them.
         self.protection: int | None = None
+        #: It is known to have no file capabilities: the kernel asks before the first write to each file, and at every exec.
+        self.lacks_capability = False
         self.lookups = 0
         self.children = 0
         self.links: list[tuple[Node, bytes]] | None = None

@@ -184,7 +184,7 @@ class _Comparison:
             node.directory.lowers != directory.lowers or node.layer is not entry.source
         )  # fmt: skip
         tree.moved(node, entry.source, directory, data)
-        node.protection = None
+        node.protection, node.lacks_capability = None, False
         self.outdated.numbers.add(node.ino)
         if node.directory is not None:
             self.directories.append(node)

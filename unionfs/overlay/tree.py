@@ -127,10 +127,8 @@ class Tree:
 
     def stat(self, node: Node) -> os.stat_result:
         """lstat of *node*'s topmost copy. Number and link count for the user: ``node.shown`` and ``links``."""
-        orphan = node.orphan
-        if orphan is not None:
-            path = self.descriptors.place(node)
-            return node.layer.ownership.read(os.stat(path, follow_symlinks=files.is_descriptor(path)), path)
+        if node.orphan is not None:
+            return self.stat_at(node, self.descriptors.place(node))
         if node.parent is None:
             return node.layer.root_stat()
         try:
@@ -138,6 +136,10 @@ class Tree:
         except PermissionError as exc:
             return self.lender.retry(exc, partial(self.stat, node), [node.parent], lambda: ())
         return self._with_blocks(node, st) if node.ino in self.descriptors.data else st
+
+    def stat_at(self, node: Node, place: files.Place) -> os.stat_result:
+        """``stat`` of a *node* that was just found to be at *place*."""
+        return node.layer.ownership.read(os.stat(place, follow_symlinks=files.is_descriptor(place)), place)
 
     def _with_blocks(self, node: Node, st: os.stat_result) -> os.stat_result:
         """Attributes of a metacopy with the space that its data take, as far as that is known (ovl_getattr)."""
@@ -321,7 +323,7 @@ class Tree:
         st = entry.source.stat(self.descriptors.directory_fd(parent, entry.source), name)
         directory = Directory(()) if entry.kind == stat.S_IFDIR else None
         node = Node(self.nodes.natural(st.st_dev, st.st_ino), parent, name, entry.source, directory)
-        node.protection = 0
+        node.protection, node.lacks_capability = 0, True
         return self._enter(node, entry, st), st
 
     def _enter(self, node: Node, entry: LayerEntry, st: os.stat_result) -> Node:

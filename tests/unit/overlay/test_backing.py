@@ -50,6 +50,19 @@ def test_the_least_recently_used_falls_out_and_is_closed(cache: FdCache[str]) ->
     assert len(cache) == 3
 
 
+@pytest.mark.parametrize("held", range(1, 9))
+def test_a_descriptor_is_good_until_half_of_the_limit_others_were_asked_for(held: int) -> None:
+    cache = FdCache[int](8)
+    for key in range(held):
+        cache.open(key, opened)
+    fd = cache.get(0)
+    assert fd is not None
+    for key in range(100, 104):
+        cache.open(key, opened)
+    assert is_open(fd)
+    cache.clear()
+
+
 def test_it_never_holds_more_than_its_limit(cache: FdCache[str]) -> None:
     for number in range(50):
         cache.open(str(number), opened)

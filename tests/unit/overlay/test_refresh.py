@@ -173,6 +173,18 @@ def test_a_rewritten_file_keeps_its_node_and_a_replaced_one_does_not(world: Worl
     assert same.ino in outdated.numbers and (1, b"file") in outdated.names and (1, b"big") not in outdated.names
 
 
+def test_capabilities_that_came_from_outside_are_seen_after_a_refresh(world: World, root: None) -> None:
+    name, value = b"security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+    fill(*world.lowers)
+    view = world.open()
+    ino = view.ino(b"big")
+    with pytest.raises(OSError, match="No data available"):
+        view.union.getxattr(ino, name)
+    os.setxattr(world.lowers[1] / "big", name, value)
+    all_of(refresh(view.union.tree))
+    assert not view.union.lacks_capability(ino) and view.union.getxattr(ino, name) == value
+
+
 def test_an_open_file_keeps_its_data_by_the_descriptor_that_is_held(world: World) -> None:
     fill(*world.lowers)
     view = world.open()

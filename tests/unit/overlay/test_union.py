@@ -771,6 +771,40 @@ def test_a_lower_attribute_is_removed_from_the_copy(world: World, top: Path) -> 
     assert os.getxattr(top / "file", "user.a") == b"1"
 
 
+def test_that_a_file_has_no_capabilities_is_remembered_as_long_as_it_is_true(world: World, top: Path, root: None) -> None:
+    name, value = b"security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(put(top / "has"), name, value)
+    put(top / "lacks")
+    view = world.open()
+    lower = [view.ino(b"has"), view.ino(b"lacks")]
+    assert [view.union.lacks_capability(ino) for ino in lower] == [False, False]  # nobody has looked
+    assert view.union.getxattr(lower[0], name) == value
+    assert code_of(lambda: view.union.getxattr(lower[1], name)) == errno.ENODATA
+    made = view.make_file(b"made").ino
+    assert [view.union.lacks_capability(ino) for ino in (*lower, made)] == [False, True, True]
+    for ino in (lower[1], made):
+        view.union.setxattr(ino, name, value)
+        assert view.union.getxattr(ino, name) == value and not view.union.lacks_capability(ino)
+        view.union.removexattr(ino, name)
+        assert code_of(lambda ino=ino: view.union.getxattr(ino, name)) == errno.ENODATA  # type: ignore[misc]
+        assert view.union.lacks_capability(ino)
+    assert not view.union.lacks_capability(999_999)
+
+
+def test_the_attributes_of_an_open_file_are_changed_where_it_is_now(world: World) -> None:
+    view = world.open()
+    ino = view.make_file(b"file", b"data").ino
+    view.rename(b"file", b"moved")
+    view.make_file(b"file", b"other")
+    view.union.unlink(*view.split(b"moved"))
+    _, st = view.union.setattr(ino, Change(mode=0o600, atime_ns=5, mtime_ns=7))
+    view.union.setxattr(ino, b"user.a", b"1")
+    assert (st.st_mode & 0o777, st.st_atime_ns, st.st_mtime_ns, st.st_size) == (0o600, 5, 7, 4)
+    assert view.union.getattr(ino)[1] == st
+    other = view.stat(b"file")
+    assert other.st_mode & 0o777 == 0o644 and other.st_mtime_ns != 7 and view.xattrs(b"file") == {}
+
+
 def test_without_acl_support_acls_are_refused_and_not_shown(world: World, top: Path) -> None:
     put(top / "file")
     os.setxattr(top / "file", acl.ACCESS, acl.encode(6, 4, 4, users={5: 4}))
