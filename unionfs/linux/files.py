@@ -35,8 +35,16 @@ _FICLONE = 0x40049409
 _FS_IOC_GETFSUUID = 0x80111500
 _EXT4_IOC_GETFSUUID = 0x8008662C
 
-_FALLOC_KEEP_SIZE = 1
-_FALLOC_PUNCH_HOLE = 2
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+
+#: Two forms in which a file has its attributes: requests to get and to set them, bytes; the first four are a word of flags.
+#: FS_IOC_GETFLAGS (whose structure is said to be a long, and is an int), FS_IOC_FSGETXATTR (struct fsxattr).
+FLAGS = 0x80086601, 0x40086602, 8
+FSXATTR = 0x801C581F, 0x401C5820, 28
+_STATX_BTIME = 0x800
+#: Places in struct statx, in words of 8 bytes; stx_mask is the lower half of the first.
+_ATTRIBUTES, _BTIME = 1, 10
 
 _COPY_CHUNK = 1 << 30
 _BUFFER = 1 << 20
@@ -103,7 +111,29 @@ def attributes(dir_fd: int, name: bytes) -> int:
     """
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | (0 if name else AT_EMPTY_PATH)
     _l.checked(_l.libc.statx(dir_fd, name, flags, 0, _statx), name)
-    return _statx[1]
+    return _statx[_ATTRIBUTES]
+
+
+def birth(path: bytes) -> int | None:
+    """When the object at a ``path_at`` path was made, in nanoseconds; None where the filesystem does not know. For one thread only."""
+    flags = AT_NO_AUTOMOUNT | (0 if is_descriptor(path) else AT_SYMLINK_NOFOLLOW)
+    _l.checked(_l.libc.statx(-100, path, flags, _STATX_BTIME, _statx), path)
+    if not _statx[0] & _STATX_BTIME:
+        return None
+    seconds = ctypes.c_int64(_statx[_BTIME]).value
+    return seconds * 1_000_000_000 + (_statx[_BTIME + 1] & 0xFFFFFFFF)
+
+
+def file_attributes(fd: int, form: tuple[int, int, int]) -> bytes:
+    """The attributes of the file or directory *fd*, not O_PATH, in one of the forms above; ENOTTY where the filesystem has none."""
+    buffer = bytearray(form[2])
+    fcntl.ioctl(fd, form[0], buffer)
+    return bytes(buffer)
+
+
+def set_file_attributes(fd: int, form: tuple[int, int, int], value: bytes) -> None:
+    """Have them be *value*; EOPNOTSUPP for what the filesystem does not have."""
+    fcntl.ioctl(fd, form[1], value.ljust(form[2], b"\0"))
 
 
 def reopen(fd: int, flags: int) -> int:
@@ -160,8 +190,12 @@ def clone(source: int, target: int) -> bool:
 
 def punch_hole(fd: int, size: int) -> None:
     """Give the space of the first *size* bytes back; the file keeps its length, and reads as zeros there."""
-    mode = ctypes.c_int(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE)
-    _l.checked(_l.libc.fallocate(fd, mode, ctypes.c_int64(0), ctypes.c_int64(size)))
+    allocate(fd, FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE, 0, size)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) in any of its modes."""
+    _l.checked(_l.libc.fallocate(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
 def copy_data(source: int, target: int, size: int) -> None:

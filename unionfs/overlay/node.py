@@ -98,16 +98,18 @@ class Orphan:
     With none of these it is gone: somebody took it out of the layers under us.
     """
 
-    __slots__ = ("fd", "links", "path", "work_name")
+    __slots__ = ("fd", "links", "path", "unborn", "work_name")
 
     def __init__(
-        self, *, fd: int = -1, work_name: bytes | None = None, path: bytes | None = None, links: int = 0
+        self, *, fd: int = -1, work_name: bytes | None = None, path: bytes | None = None, links: int = 0, unborn: bool = False
     ) -> None:
         self.fd = fd
         self.work_name = work_name
         self.path = path
         #: Links of the backing object that are our doing and must not be counted.
         self.links = links
+        #: It never had a name, and may get one.
+        self.unborn = unborn
 
 
 class Node:

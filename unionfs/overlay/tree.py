@@ -326,6 +326,17 @@ class Tree:
         node.protection, node.lacks_capability = 0, True
         return self._enter(node, entry, st), st
 
+    def made_unnamed(self, fd: int) -> tuple[Node, os.stat_result]:
+        """The node of the file *fd*, which has just been made without a name on upper's filesystem, and its attributes."""
+        path = files.path_at(fd, b"")
+        st = self.upper.ownership.read(os.fstat(fd), path)
+        node = Node(self.nodes.natural(st.st_dev, st.st_ino), None, b"", self.upper, None)
+        node.protection = 0
+        node.kind = stat.S_IFREG
+        self.orphans.keep(node, self.orphans.prepare_unborn(fd))
+        self.nodes.add(node)
+        return node, st
+
     def _enter(self, node: Node, entry: LayerEntry, st: os.stat_result) -> Node:
         node.kind = stat.S_IFMT(st.st_mode)
         self.nodes.add(node)

@@ -13,6 +13,7 @@ import errno
 import gc
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -23,6 +24,7 @@ from unionfs.linux.libc import give_back_memory
 from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
 from unionfs.overlay.bring_up import begin_copy_up, bring_name_up, bring_up, copy_up_directory, publish
 from unionfs.overlay.copy_up import DataDraft, Draft
+from unionfs.overlay.file_attributes import FLAGS, FSXATTR, attributes, set_attributes
 from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
@@ -310,7 +312,10 @@ class Union:
 
         EPERM when file attributes forbid it: nobody may have asked when the file was opened. *drop_suid*: as of ``setattr``.
         """
-        fd = self._fd_to_write(ino, offset, drop_suid)
+        node = self.tree.node(ino)
+        if node.protection != 0 and (protection := self.tree.descriptors.protection(node)):
+            refuse(protection, APPEND if offset >= self.tree.stat(node).st_size else 0)
+        fd = self._fd_to_change(node, drop_suid)
         written = os.pwrite(fd, data, offset)
         while written < len(data):
             try:
@@ -319,11 +324,35 @@ class Union:
                 break  # the caller learns it from the short count, the error from his next write
         return written
 
-    def _fd_to_write(self, ino: int, offset: int, drop_suid: Caller | None) -> int:
-        """Descriptor of the file *ino*, in upper, to write to from *offset* on: EPERM when it is append-only and reaches further."""
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """Where from *offset* on the next data, or the next hole, begin: os.SEEK_DATA, os.SEEK_HOLE; ENXIO behind the end."""
+        return os.lseek(self.tree.descriptors.file_fd(self.tree.node(ino), writable=False), offset, whence)
+
+    def allocate(self, ino: int, mode: int, offset: int, length: int, *, drop_suid: Caller | None = None) -> None:
+        """fallocate(2) in any mode that the filesystem of upper has.
+
+        EPERM when file attributes forbid it (vfs_fallocate). *drop_suid*: as of ``setattr``; the kernel does not say when.
+        """
         node = self.tree.node(ino)
-        if node.protection != 0 and (protection := self.tree.descriptors.protection(node)):
-            refuse(protection, APPEND if offset >= self.tree.stat(node).st_size else 0)
+        refuse(self.tree.descriptors.protection(node), 0 if mode & ~files.FALLOC_KEEP_SIZE else APPEND)
+        files.allocate(self._fd_to_change(node, drop_suid), mode, offset, length)
+
+    def copy_range(
+        self, source: int, offset: int, target: int, target_offset: int, length: int, *, drop_suid: Caller | None = None
+    ) -> int:
+        """copy_file_range(2) from the file *source* to the file *target*, which may be the same; returns how much was copied.
+
+        EXDEV, EOPNOTSUPP where the filesystems below cannot: then the kernel copies by itself. EPERM when file attributes forbid to write
+        to *target*, or to write anywhere but at its end. *drop_suid*: as of ``setattr``, and as of ``allocate``.
+        """
+        descriptors = self.tree.descriptors
+        origin, node = self.tree.node(source), self.tree.node(target)
+        refuse(descriptors.protection(node))
+        fd = self._fd_to_change(node, drop_suid)
+        return os.copy_file_range(descriptors.file_fd(origin, writable=False), fd, length, offset, target_offset)
+
+    def _fd_to_change(self, node: Node, drop_suid: Caller | None) -> int:
+        """Descriptor of the data of the file *node*, in upper, to write to."""
         bring_up(self.tree, node)
         fd = self.tree.descriptors.file_fd(node, writable=True)
         if drop_suid is not None:
@@ -369,13 +398,17 @@ class Union:
         return self.tree.node(ino).layer is self.stack.upper
 
     @unlocking(0)
-    def begin_copy_up(self, ino: int, size: int | None = None, *, data: bool = True) -> Draft | DataDraft | None:
+    def begin_copy_up(
+        self, ino: int, size: int | None = None, *, data: bool = True, protected: bool = False
+    ) -> Draft | DataDraft | None:
         """The Draft to build before *ino* can be changed, None when there is nothing to do.
 
-        *size*: it will be truncated to that. Without *data* only what is not its data will change. EPERM when file attributes forbid it.
+        *size*: it will be truncated to that. Without *data* only what is not its data will change. EPERM when file attributes forbid it,
+        unless it may be *protected*, as it is they that will change.
         """
         node = self.tree.node(ino)
-        refuse(self.tree.descriptors.protection(node), APPEND if data and size is None else 0)
+        if not protected:
+            refuse(self.tree.descriptors.protection(node), APPEND if data and size is None else 0)
         if node.directory is not None:
             return None
         return begin_copy_up(self.tree, node, size, data=data)
@@ -560,6 +593,35 @@ class Union:
             if exc.errno != errno.ENODATA or name not in (ACCESS, DEFAULT):  # no ACL is not an error (vfs_remove_acl)
                 raise
 
+    def birth(self, ino: int) -> int | None:
+        """When the topmost copy of *ino* was made, in nanoseconds (as ovl_getattr); None where its filesystem does not know."""
+        try:
+            return files.birth(self.tree.descriptors.path(self.tree.node(ino)))
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:  # a mount point, which is not to be asked
+                return None
+            raise
+
+    @unlocking(0)
+    def file_attributes(self, ino: int) -> int:
+        """The flags that lsattr(1) shows of a file or directory (FS_IOC_GETFLAGS); ENOTTY for anything else, and where there are none."""
+        return int.from_bytes(attributes(self.tree, self.tree.node(ino), FLAGS)[:4], sys.byteorder)
+
+    @unlocking(0)
+    def set_file_attributes(self, ino: int, flags: int) -> None:
+        """Set them, as chattr(1) does. The kernel has asked before whether the caller is the owner, and for CAP_LINUX_IMMUTABLE."""
+        set_attributes(self.tree, self.tree.node(ino), FLAGS, flags.to_bytes(4, sys.byteorder))
+
+    @unlocking(0)
+    def extended_file_attributes(self, ino: int) -> bytes:
+        """The same as struct fsxattr, with the project (FS_IOC_FSGETXATTR)."""
+        return attributes(self.tree, self.tree.node(ino), FSXATTR)
+
+    @unlocking(0)
+    def set_extended_file_attributes(self, ino: int, value: bytes) -> None:
+        """Set them from a struct fsxattr."""
+        set_attributes(self.tree, self.tree.node(ino), FSXATTR, value)
+
     def _stored(self, name: bytes, layer: Layer) -> bytes:
         """The name of an attribute on disk in *layer*.
 
@@ -621,9 +683,33 @@ class Union:
             parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at, _: os.symlink(target, at, dir_fd=dir_fd)
         )
 
+    @unlocking(0)
+    def make_unnamed(self, parent: int, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
+        """A regular file without a name, as it would be in the directory *parent*: what O_TMPFILE wants. Counts.
+
+        ``link`` makes it an ordinary one; until then it is gone when it is forgotten. EOPNOTSUPP where the filesystem of upper has none.
+        """
+        tree = self.tree
+        directory = tree.directory(parent)
+        if directory.orphan is not None:
+            raise error(errno.ENOENT)
+        refuse(tree.descriptors.protection(directory), APPEND)
+        copy_up_directory(tree, directory)
+        mode = self._masked(directory, stat.S_IFREG | mode, caller)
+        fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work.fd)
+        try:
+            self._endow(directory, files.path_at(fd, b""), mode, caller, 0)
+            node, st = tree.made_unnamed(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        tree.descriptors.keep_file(node, fd)
+        node.lookups += 1
+        return self._shown(node, st)
+
     @unlocking(0, (1, 2))
     def link(self, ino: int, parent: int, name: bytes) -> tuple[Node, os.stat_result]:
-        """One more name for *ino*. EPERM for a directory, ENOENT when it has no name left."""
+        """One more name for *ino*, or a first. EPERM for a directory, ENOENT when it has no name left."""
         node = self.tree.node(ino)
         if node.directory is not None:
             raise error(errno.EPERM)
@@ -631,14 +717,16 @@ class Union:
         refuse(tree.descriptors.protection(node))
         directory = self._vacant(parent, name)
         if node.orphan is not None:
-            raise error(errno.ENOENT)
-        assert node.parent is not None
-        bring_up(tree, node, data=False)
-        redirect_file(tree, node)
-        tree.pass_on_impurity(node.parent, directory)
-        source = tree.upper_fd(node.parent)
-        at_fd, at = self._workplace(directory, name)
-        os.link(node.name, at, src_dir_fd=source, dst_dir_fd=at_fd, follow_symlinks=False)
+            at_fd, at = self._workplace(directory, name)
+            tree.orphans.link(node, at_fd, at)
+        else:
+            assert node.parent is not None
+            bring_up(tree, node, data=False)
+            redirect_file(tree, node)
+            tree.pass_on_impurity(node.parent, directory)
+            source = tree.upper_fd(node.parent)
+            at_fd, at = self._workplace(directory, name)
+            os.link(node.name, at, src_dir_fd=source, dst_dir_fd=at_fd, follow_symlinks=False)
         try:
             self._settle(directory, name, at_fd, at, False)
         except BaseException:
