@@ -175,8 +175,12 @@ class Layer:
         try:
             return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
         except OSError as exc:
-            top, path = (os.readlink(files.path_at(fd, b"")) for fd in (self.root_fd, dir_fd))
-            raise OSError(exc.errno, exc.strerror, os.path.normpath(os.path.join(self.where, os.path.relpath(path, top)))) from exc
+            raise self._as_known(exc, dir_fd) from exc
+
+    def _as_known(self, exc: OSError, dir_fd: int) -> OSError:
+        """*exc*, about the directory *dir_fd*, with its path as the user knows it."""
+        top, path = (os.readlink(files.path_at(fd, b"")) for fd in (self.root_fd, dir_fd))
+        return OSError(exc.errno, exc.strerror, os.path.normpath(os.path.join(self.where, os.path.relpath(path, top))))
 
     def scan(self, dir_fd: int, names: XattrNames, marks: Mapping[bytes, bytes] | None = None) -> Iterator[tuple[bytes, int]]:
         """All entries of a directory as (name, type): S_IFDIR, S_IFREG ..., or 0 for a whiteout.
@@ -186,41 +190,39 @@ class Layer:
         """
         if marks is None:
             marks = self.own_marks(dir_fd, names)
-        fd = self.open_to_read(dir_fd)
+        st = os.fstat(dir_fd)
+        if (st.st_dev, st.st_ino) in self.traps:
+            return
+        marked = names if marks.get(names.opaque) == HOLDS_XATTR_WHITEOUTS else None
+        hidden = []
         try:
-            st = os.fstat(fd)
-            if (st.st_dev, st.st_ino) in self.traps:
-                return
-            marked = marks.get(names.opaque) == HOLDS_XATTR_WHITEOUTS
-            hidden = []
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if names.is_mark(name):
-                        hidden.append(hidden_by_file(name))
-                        continue
-                    try:
-                        kind = self._entry_type(dir_fd, name, entry, names if marked else None)
-                    except FileNotFoundError:  # a whiteout that an overlay below us lists and does not find
-                        continue
-                    yield name, kind
-        finally:
-            os.close(fd)
+            listing = os.scandir(files.path_at(dir_fd, b""))  # by a path names are bytes, and it takes 4 system calls less
+        except OSError as exc:
+            raise self._as_known(exc, dir_fd) from exc
+        with listing as entries:
+            for entry in entries:
+                name = entry.name
+                if names.whfiles and names.is_mark(name):
+                    hidden.append(hidden_by_file(name))
+                    continue
+                try:
+                    kind = self._entry_type(dir_fd, entry, marked)
+                except FileNotFoundError:  # a whiteout that an overlay below us lists and does not find
+                    continue
+                yield name, kind
         for gone in hidden:
             if gone is not None:
                 yield gone, 0
 
-    def _entry_type(
-        self, dir_fd: int, name: bytes, entry: os.DirEntry[str], marks: XattrNames | None
-    ) -> int:
+    def _entry_type(self, dir_fd: int, entry: os.DirEntry[bytes], marks: XattrNames | None) -> int:
+        if entry.is_file(follow_symlinks=False):
+            if marks is None:
+                return stat.S_IFREG
+            return 0 if self.is_xattr_whiteout(dir_fd, entry.name, entry.stat(follow_symlinks=False), marks) else stat.S_IFREG
         if entry.is_dir(follow_symlinks=False):
             return stat.S_IFDIR
         if entry.is_symlink():
             return stat.S_IFLNK
-        if entry.is_file(follow_symlinks=False):
-            if marks is None:
-                return stat.S_IFREG
-            return 0 if self.is_xattr_whiteout(dir_fd, name, entry.stat(follow_symlinks=False), marks) else stat.S_IFREG
         st = entry.stat(follow_symlinks=False)
         return 0 if is_whiteout_device(st) else stat.S_IFMT(st.st_mode)
 

@@ -187,6 +187,7 @@ class _Comparison:
         node.protection, node.lacks_capability = None, False
         self.outdated.numbers.add(node.ino)
         if node.directory is not None:
+            node.directory.default_acl = None
             self.directories.append(node)
         if other_parts:
             self.changed.append(node)

@@ -321,7 +321,12 @@ class Tree:
     def made(self, parent: Node, name: bytes, entry: LayerEntry) -> tuple[Node, os.stat_result]:
         """The node of what has just been made in upper, and its attributes: it has no lower part and no marks, so none are looked for."""
         st = entry.source.stat(self.descriptors.directory_fd(parent, entry.source), name)
-        directory = Directory(()) if entry.kind == stat.S_IFDIR else None
+        directory = None
+        if entry.kind == stat.S_IFDIR:
+            directory = Directory(())
+            directory.index = Index({}, set())  # not to be read: 8 system calls
+            if parent.directory is not None and parent.directory.default_acl == b"":
+                directory.default_acl = b""  # nothing to inherit
         node = Node(self.nodes.natural(st.st_dev, st.st_ino), parent, name, entry.source, directory)
         node.protection, node.lacks_capability = 0, True
         return self._enter(node, entry, st), st

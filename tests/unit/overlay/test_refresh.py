@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.support import acl
 from tests.support.tree import Snapshot
 from tests.unit.overlay.world import View, World, mark, no_descriptor_left, put, whiteout
 from unionfs.overlay.features import Redirect
 from unionfs.overlay.refresh import Outdated, refresh, refresh_data, refresh_directory
-from unionfs.overlay.union import Change
+from unionfs.overlay.union import Caller, Change
 
 #: What a stale view may answer; anything else would be a defect.
 CLEAN = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESPIPE, errno.EXDEV)
@@ -183,6 +184,18 @@ def test_capabilities_that_came_from_outside_are_seen_after_a_refresh(world: Wor
     os.setxattr(world.lowers[1] / "big", name, value)
     all_of(refresh(view.union.tree))
     assert not view.union.lacks_capability(ino) and view.union.getxattr(ino, name) == value
+
+
+def test_a_default_acl_that_came_from_outside_counts_after_a_refresh(world: World, root: None) -> None:
+    fill(*world.lowers)
+    view = world.open()
+    view.mkdir(b"made")
+    masked = Caller(os.geteuid(), os.getegid(), umask=0o077)
+    view.make_file(b"made/before", mode=0o664, caller=masked)
+    os.setxattr(world.upper / "made", acl.DEFAULT, acl.encode(6, 6, 4))
+    all_of(refresh(view.union.tree))
+    view.make_file(b"made/after", mode=0o664, caller=masked)
+    assert [stat.S_IMODE(view.stat(b"made/" + name).st_mode) for name in (b"before", b"after")] == [0o600, 0o664]
 
 
 def test_an_open_file_keeps_its_data_by_the_descriptor_that_is_held(world: World) -> None:

@@ -19,6 +19,7 @@ from tests.support.tree import snapshot
 from tests.unit.overlay.world import ME, View, World, is_whiteout, mark, marked, no_descriptor_left, put, whiteout
 from unionfs.linux import files, xattrs
 from unionfs.overlay import tree
+from unionfs.overlay.layer import Layer
 from unionfs.overlay.node import Node
 from unionfs.overlay.union import Caller, Change
 
@@ -789,6 +790,16 @@ def test_that_a_file_has_no_capabilities_is_remembered_as_long_as_it_is_true(wor
         assert code_of(lambda ino=ino: view.union.getxattr(ino, name)) == errno.ENODATA  # type: ignore[misc]
         assert view.union.lacks_capability(ino)
     assert not view.union.lacks_capability(999_999)
+
+
+def test_a_directory_that_was_just_made_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = world.open()
+    view.names()
+    monkeypatch.setattr(Layer, "scan", lambda *_: pytest.fail("read"))
+    view.mkdir(b"one")
+    view.mkdir(b"one/two")
+    view.make_file(b"one/two/file")
+    assert (view.names(b"one"), view.names(b"one/two")) == ([b"two"], [b"file"])
 
 
 def test_the_attributes_of_an_open_file_are_changed_where_it_is_now(world: World) -> None:
