@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import scores
-from bench.goals import BETTER, GOALS, PASSTHROUGH, Goal
+from bench.goals import BETTER, DEFAULT, GOALS, PASSTHROUGH, Goal
 from bench.results import KERNEL, Count, Results, Row
 from bench.scores import Score
+from bench.sides import OURS as OUR_SIDES
 
 OURS = ["unionfs channel", PASSTHROUGH]
 SIDES = ["native", KERNEL, "fuse-overlayfs", "fuse-overlayfs 2", *OURS]
@@ -92,3 +93,7 @@ def test_table_data_and_plot_say_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_row_is_judged_twice_for_the_same_side() -> None:
     keys = [(goal.workload, goal.measure, goal.side) for goal in GOALS]
     assert len(keys) == len(set(keys))
+
+
+def test_every_goal_speaks_of_a_side_there_is() -> None:
+    assert {goal.side for goal in GOALS} <= {DEFAULT, BETTER, *OUR_SIDES}
