@@ -141,14 +141,21 @@ def reopen(fd: int, flags: int) -> int:
     return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
 
 
+_HANDLE_HEAD = struct.Struct("=Ii")
+_HANDLE_ROOM = 128
+_handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _HANDLE_ROOM)
+_mount_id = ctypes.byref(ctypes.c_int())
+
+
 def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
-    """(type, bytes) of the object's file handle, name_to_handle_at(2). EOPNOTSUPP where the filesystem has none."""
-    buffer = bytearray(struct.pack("=Ii", 128, 0) + bytes(128))
-    mount_id = ctypes.c_int()
-    raw = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    _l.checked(_l.libc.name_to_handle_at(dir_fd, name, raw, ctypes.byref(mount_id), 0), name)
-    size, kind = struct.unpack_from("=Ii", buffer)
-    return kind, bytes(buffer[8 : 8 + size])
+    """(type, bytes) of the object's file handle, name_to_handle_at(2). EOPNOTSUPP where the filesystem has none.
+
+    For one thread only, as ``attributes``: every copy-up asks.
+    """
+    _HANDLE_HEAD.pack_into(_handle, 0, _HANDLE_ROOM, 0)
+    _l.checked(_l.libc.name_to_handle_at(dir_fd, name, _handle, _mount_id, 0), name)
+    size, kind = _HANDLE_HEAD.unpack_from(_handle)
+    return kind, _handle.raw[_HANDLE_HEAD.size : _HANDLE_HEAD.size + size]
 
 
 def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:

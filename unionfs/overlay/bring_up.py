@@ -157,7 +157,7 @@ def publish(tree: Tree, node: Node, draft: Draft | DataDraft) -> None:
             else:
                 _publish_allowed(tree, node, node.parent, draft)
         except BaseException:
-            tree.work.discard(draft.work_name)
+            draft.discard()
             raise
     node.layer = upper
     if node.directory is None and draft.st.st_nlink > 1 and draft.origin is None and node.orphan is None:
@@ -167,10 +167,22 @@ def publish(tree: Tree, node: Node, draft: Draft | DataDraft) -> None:
         tree.descriptors.drop_lower_data(node)
     else:
         tree.descriptors.data[node.ino] = data
+    _keep_open(tree, node, draft)
     if tree.hard_links is not None and tree.hard_links.is_copied(node) and node.links:  # the name it was asked for by
         _bring_name_up_if_there(tree, node, *node.links[0])
     if tree.stack.strict and node.parent is not None:  # last: an error is told when all is as it is on disk
         files.sync_directory(tree.upper_fd(node.parent))
+
+
+def _keep_open(tree: Tree, node: Node, draft: Draft) -> None:
+    """What brought *node* up will change it next: by the descriptor it was built with, but for one that must only grow (``file_fd``)."""
+    target = draft.take_target()
+    if target is None:
+        return
+    if draft.metacopy or draft.protattr is not None:
+        os.close(target)
+    else:
+        tree.descriptors.keep_file(node, target)
 
 
 def _place_of_data(tree: Tree, node: Node) -> Data:

@@ -249,9 +249,19 @@ class Draft:
         self.metacopy = False
         #: The draft's own descriptor of the data, where they are not with the object in *source_dir*.
         self.data = -1
+        #: Of the built copy of a file, open for reading and writing.
+        self._target = -1
+
+    def take_target(self) -> int | None:
+        """A descriptor of the built copy, if it is a file's: open for reading and writing, from now on the caller's to close."""
+        target, self._target = self._target, -1
+        return None if target < 0 else target
 
     def discard(self) -> None:
         """Throw a built copy away."""
+        target = self.take_target()
+        if target is not None:
+            os.close(target)
         self.work.discard(self.work_name)
 
     def build(self) -> None:
@@ -278,60 +288,78 @@ class Draft:
             os.symlink(os.readlink(self.name, dir_fd=self.source_dir), self.work_name, dir_fd=self.work.fd)
         else:
             os.mknod(self.work_name, self.work.ownership.backing(kind | 0o600), self.st.st_rdev, dir_fd=self.work.fd)
-        self._copy_attributes()
+        self._copy_attributes(self._path())
 
     def _build_file(self) -> None:
-        target = os.open(
-            self.work_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work.fd
-        )
+        target = os.open(self.work_name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work.fd)
         try:
             if self.metacopy:
                 os.ftruncate(target, self.st.st_size)
-                xattrs.put(files.path_at(target, b""), self.names.metacopy, b"")
+                xattrs.put(target, self.names.metacopy, b"")
+                self._copy_attributes(target)
             elif self.size:
-                source = os.dup(self.data) if self.data >= 0 else self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
-                try:
-                    files.copy_data(source, target, self.size)
-                finally:
-                    os.close(source)
-            self._copy_attributes()
+                self._copy_with_data(target)
+            else:
+                self._copy_attributes(target)
             if self.sync:
                 os.fsync(target)
-        finally:
+        except BaseException:
             os.close(target)
+            raise
+        self._target = target
+
+    def _copy_with_data(self, target: int) -> None:
+        elsewhere = self.data >= 0
+        source = os.dup(self.data) if elsewhere else self.layer.open_file(self.source_dir, self.name, os.O_RDONLY)
+        try:
+            files.copy_data(source, target, self.size)
+            self._copy_attributes(target, None if elsewhere else source)
+        finally:
+            os.close(source)
 
     def _build_directory(self) -> None:
         os.mkdir(self.work_name, 0o700, dir_fd=self.work.fd)
         if not self.sync:
-            self._copy_attributes()
+            self._copy_attributes(self._path())
             return
         # opened now: its mode may keep an ordinary user out later
         target = os.open(self.work_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work.fd)
         try:
-            self._copy_attributes()
+            self._copy_attributes(self._path())
             os.fsync(target)
         finally:
             os.close(target)
 
-    def _copy_attributes(self) -> None:
-        """Owner first (chown drops suid and capabilities), then xattrs and ACLs, mode, times."""
-        path = files.path_at(self.work.fd, self.work_name)
+    def _path(self) -> bytes:
+        return files.path_at(self.work.fd, self.work_name)
+
+    def _copy_attributes(self, place: files.Place, source: int | None = None) -> None:
+        """To the copy at *place*, of the object, which may be open as *source*.
+
+        Owner first (chown drops suid and capabilities), then xattrs and ACLs, mode, times.
+        """
         ownership, st = self.work.ownership, self.st
-        ownership.own(path, st.st_uid, st.st_gid)
+        ownership.own(place, st.st_uid, st.st_gid)
+        if source is None:
+            self._copy_xattrs(place)
+        else:
+            copy_xattrs(source, place, self.names, self.layer.ownership, ownership)
+        if self.origin is not None:
+            xattrs.put(place, self.names.origin, self.origin)
+        if self.nlink is not None:
+            xattrs.put(place, self.names.nlink, self.nlink)
+        if self.protattr is not None:
+            xattrs.put(place, self.names.protattr, self.protattr)
+        ownership.complete(place, st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        files.utimens(place, st.st_atime_ns, st.st_mtime_ns)
+
+    def _copy_xattrs(self, place: files.Place) -> None:
         try:
             with self.layer.object_path(self.source_dir, self.name) as source:
-                copy_xattrs(source, path, self.names, self.layer.ownership, ownership)
+                copy_xattrs(source, place, self.names, self.layer.ownership, self.work.ownership)
         except OSError as exc:
             if exc.errno != errno.EXDEV:  # what is mounted on the directory has nothing to say about it
                 raise
-        if self.origin is not None:
-            xattrs.put(path, self.names.origin, self.origin)
-        if self.nlink is not None:
-            xattrs.put(path, self.names.nlink, self.nlink)
-        if self.protattr is not None:
-            xattrs.put(path, self.names.protattr, self.protattr)
-        ownership.complete(path, st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
-        files.utimens(path, st.st_atime_ns, st.st_mtime_ns)
 
 
 class DataDraft:
@@ -400,7 +428,7 @@ class DataDraft:
 
 
 def copy_xattrs(
-    source: bytes, target: bytes, names: XattrNames, was: Ownership = PLAIN, becomes: Ownership = PLAIN
+    source: files.Place, target: files.Place, names: XattrNames, was: Ownership = PLAIN, becomes: Ownership = PLAIN
 ) -> None:
     """Copy all attributes but the layers' own marks, between layers that keep owners as said.
 

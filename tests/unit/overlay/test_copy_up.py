@@ -26,6 +26,7 @@ from tests.unit.overlay.world import (
 from unionfs.linux import files
 from unionfs.overlay import copy_up
 from unionfs.overlay.copy_up import decode_origin, encode_origin, remove_tree
+from unionfs.overlay.descriptors import Descriptors
 from unionfs.overlay.features import Sync
 from unionfs.overlay.union import Change
 
@@ -166,6 +167,18 @@ def test_holes_stay_holes(world: World, lower: Path, extents: list[tuple[int, in
     copy = world.upper / "sparse"
     assert copy.read_bytes() == (lower / "sparse").read_bytes()
     assert allocated_extents(copy) == extents
+
+
+def test_what_was_copied_up_is_changed_by_the_descriptor_it_was_built_with(
+    world: World, lower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(lower / "file", b"0123")
+    view = world.open()
+    view.chmod(b"file", 0o640)
+    monkeypatch.setattr(Descriptors, "open_file", lambda *_: pytest.fail("opened once more"))
+    view.write(b"file", b"x")
+    assert view.read(b"file") == (world.upper / "file").read_bytes() == b"x123"
+    assert (world.upper / "file").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_file_that_will_be_truncated_is_copied_no_further(
@@ -334,6 +347,26 @@ def test_of_two_drafts_the_second_is_thrown_away(world: World, lower: Path) -> N
     view.union.publish(ino, second)
     assert view.read(b"file") == b"new"
     assert os.listdir(world.building) == []
+
+
+def test_drafts_keep_nothing_open(world: World, lower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(lower / "file", b"old")
+    with no_descriptor_left():
+        view = world.open()
+        ino = view.ino(b"file")
+        drafts = [view.union.begin_copy_up(ino) for _ in range(3)]
+        for draft in drafts:
+            assert draft is not None
+            draft.build()
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "renameat2", lambda *_: os.close(-1))
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                view.union.publish(ino, drafts.pop())  # type: ignore[arg-type]
+        for draft in drafts:
+            assert draft is not None
+            view.union.publish(ino, draft)
+        world.close(view)
+    assert (world.upper / "file").read_bytes() == b"old"
 
 
 def test_a_draft_of_a_forgotten_node_is_thrown_away(world: World, lower: Path) -> None:
