@@ -126,7 +126,7 @@ OUT_HEADER = Struct("=IiQ")
 IN_HEADER_SIZE = IN_HEADER.size
 OUT_HEADER_SIZE = OUT_HEADER.size
 
-_ATTR = "QQQQQQIIIIIIIIII"  # ino size blocks atime mtime ctime, their nanoseconds, mode nlink uid gid rdev blksize flags
+_ATTR = "QQQqqqIIIIIIIIII"  # ino size blocks atime mtime ctime, their nanoseconds, mode nlink uid gid rdev blksize flags
 ATTR = Struct("=" + _ATTR)
 #: nodeid, generation, seconds of validity of the name and of the attributes, nanoseconds of both.
 ENTRY_HEAD = Struct("=QQQQII")
@@ -200,16 +200,12 @@ def init_answer(body: bytes, wanted: int, max_write: int, stack_depth: int = 0) 
 
 def attributes(shown: int, links: int, st: os.stat_result) -> bytes:
     """The ``struct fuse_attr`` of *st*, with the number and the link count that are shown."""
-    atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
     return ATTR.pack(
-        shown, st.st_size, st.st_blocks, atime & _U64, mtime & _U64, ctime & _U64, atime_ns, mtime_ns, ctime_ns,
-        st.st_mode, links, st.st_uid, st.st_gid, device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+        shown, size, st.st_blocks, atime, mtime, ctime,
+        st.st_atime_ns - atime * _BILLION, st.st_mtime_ns - mtime * _BILLION, st.st_ctime_ns - ctime * _BILLION,
+        mode, links, uid, gid, device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
     )  # fmt: skip
-
-
-_U64 = (1 << 64) - 1
 
 
 def device(number: int) -> int:
