@@ -103,6 +103,8 @@ FATTR_MTIME = 1 << 5
 FATTR_FH = 1 << 6
 FATTR_ATIME_NOW = 1 << 7
 FATTR_MTIME_NOW = 1 << 8
+#: Both times, to this moment.
+FATTR_NOW = FATTR_ATIME_NOW | FATTR_MTIME_NOW
 FATTR_CTIME = 1 << 10
 FATTR_KILL_SUIDGID = 1 << 11
 WRITE_CACHE = 1 << 0
@@ -114,6 +116,16 @@ SETXATTR_ACL_KILL_SGID = 1 << 0
 # Flags in replies.
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_PASSTHROUGH = 1 << 7
+
+# Commands of IOCTL that lsattr(1) and chattr(1) come by; the 32-bit forms differ in the size that they name.
+FS_IOC_GETFLAGS = (0x80086601, 0x80046601)
+FS_IOC_SETFLAGS = (0x40086602, 0x40046602)
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+
+#: STATX_BASIC_STATS and STATX_BTIME.
+STATX_BASIC = 0x7FF
+STATX_BIRTH = 0x800
 
 #: The id of a caller that the kernel does not tell: with ALLOW_IDMAP, of every request that makes nothing.
 NO_ID = 0xFFFFFFFF
@@ -167,6 +179,9 @@ FALLOCATE_IN = Struct("=QQQII")  # fh offset length mode padding
 COPY_IN = Struct("=QQQQQQQ")  # fh offset, nodeid fh offset of the target, length, flags
 IOCTL_IN = Struct("=QIIQII")  # fh flags cmd arg in_size out_size
 IOCTL_OUT = Struct("=iIII")  # result flags in_iovs out_iovs
+STATX_OUT = Struct("=QIIQQ")  # seconds and nanoseconds of validity, flags, spare
+#: mask blksize attributes, nlink uid gid, mode, ino size blocks attributes_mask, four times, numbers of devices
+STATX = Struct("=IIQIIIH2xQQQQ" + 4 * "qI4x" + "IIII112x")
 DIRENT = Struct("=QQII")  # ino offset length of the name, type
 DIRENT_AT = ENTRY_SIZE + DIRENT.size
 
@@ -205,6 +220,16 @@ def attributes(shown: int, links: int, st: os.stat_result) -> bytes:
         shown, size, st.st_blocks, atime, mtime, ctime,
         st.st_atime_ns - atime * _BILLION, st.st_mtime_ns - mtime * _BILLION, st.st_ctime_ns - ctime * _BILLION,
         mode, links, uid, gid, device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+    )  # fmt: skip
+
+
+def extended(shown: int, links: int, st: os.stat_result, birth_ns: int | None) -> bytes:
+    """The ``struct fuse_statx`` of *st*, with the time it was made, where that is known."""
+    mask = STATX_BASIC if birth_ns is None else STATX_BASIC | STATX_BIRTH
+    times = (st.st_atime_ns, birth_ns or 0, st.st_ctime_ns, st.st_mtime_ns)
+    return STATX.pack(
+        mask, st.st_blksize, 0, links, st.st_uid, st.st_gid, st.st_mode, shown, st.st_size, st.st_blocks, 0,
+        *(part for time in times for part in divmod(time, _BILLION)), os.major(st.st_rdev), os.minor(st.st_rdev), 0, 0,
     )  # fmt: skip
 
 

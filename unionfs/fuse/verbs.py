@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from unionfs.fuse.channel import MAX_WRITE, Answer, Channel, Job, Later
 from unionfs.fuse.protocol import Opcode, zero_ended
 from unionfs.linux import process
 from unionfs.overlay.node import Node
+from unionfs.overlay.owners import CAPABILITY
+from unionfs.overlay.protection import APPEND, IMMUTABLE
 from unionfs.overlay.union import Caller, Change, Union
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ QUICK_SIZE = 128 * 1024
 #: Attributes remembered at most: about 200 bytes each.
 _KNOWN_LIMIT = 16_384
 _OPEN_CREATED = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
-_NO_OPEN = protocol.OPEN_OUT.pack(0, 0, 0)
+_IOCTL_DONE = protocol.IOCTL_OUT.pack(0, 0, 0, 0)
+#: So much is copied at a time: who copies files asks for the rest, and others are served in between.
+_COPY_TURN = 8 << 20
 #: No number is known: getdents must not show 0, which readers take for a hole.
 _NO_NUMBER = 1
 
@@ -77,6 +82,13 @@ class Verbs:
             (Opcode.LISTXATTR, self.listxattr),
             (Opcode.SETXATTR, self._changing(self.setxattr)),
             (Opcode.REMOVEXATTR, self._changing(self.removexattr)),
+            (Opcode.LSEEK, self.lseek),
+            (Opcode.FALLOCATE, self._changing(self.fallocate)),
+            (Opcode.COPY_FILE_RANGE, self._changing(self.copy_file_range)),
+            (Opcode.COPY_FILE_RANGE_64, self._changing(self.copy_file_range_64)),
+            (Opcode.TMPFILE, self._changing(self.tmpfile)),
+            (Opcode.IOCTL, self.ioctl),
+            (Opcode.STATX, self.statx),
             (Opcode.READDIRPLUS, self.readdirplus),
             (Opcode.INTERRUPT, self.interrupt),
             (Opcode.DESTROY, self.destroy),
@@ -147,12 +159,14 @@ class Verbs:
 
     # -- copying up ------------------------------------------------------------------------------------------------------
 
-    def _bring_up(self, ino: int, size: int | None = None, *, data: bool = True) -> None:
+    def _bring_up(
+        self, ino: int, size: int | None = None, *, offset: int | None = None, data: bool = True, unless: int = 0
+    ) -> None:
         """Have *ino* in upper, or wait for that while others are served, if it takes long."""
         job = self._building.get(ino)
         if job is not None:
             raise Later(job)
-        draft = self._union.begin_copy_up(ino, size, data=data)
+        draft = self._union.begin_copy_up(ino, size, offset=offset, data=data, unless=unless)
         if draft is None:
             return
         if draft.size < QUICK_SIZE and not draft.sync:
@@ -230,6 +244,11 @@ class Verbs:
             self._union.forget(number, 1)  # the kernel is told nothing of it
             raise
 
+    def tmpfile(self, ino: int, body: memoryview) -> Answer:
+        """flags, mode, umask, flags of ours, a name that means nothing -> entry, handle"""
+        _, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
+        return self._entry(self._union.make_unnamed(ino, mode, self._caller(umask))) + _OPEN_CREATED
+
     def link(self, ino: int, body: memoryview) -> Answer:
         """the object's number, name -> entry"""
         (number,) = protocol.LINK_IN.unpack_from(body)
@@ -283,10 +302,41 @@ class Verbs:
             gid=gid if valid & protocol.FATTR_GID else None,
             atime_ns=protocol.time_ns(atime, atime_ns) if valid & protocol.FATTR_ATIME else None,
             mtime_ns=protocol.time_ns(mtime, mtime_ns) if valid & protocol.FATTR_MTIME else None,
+            now=valid & protocol.FATTR_NOW == protocol.FATTR_NOW,
         )
-        self._bring_up(ino, change.size, data=change.size is not None)
+        self._bring_up(ino, change.size, data=change.size is not None, unless=change.unless)
         found = self._union.setattr(ino, change, drop_suid=self._writer(valid & protocol.FATTR_KILL_SUIDGID))
         return self._attr_head + self._attributes(found)
+
+    def statx(self, ino: int, _: memoryview) -> Answer:
+        """-> attributes with the time of birth, which only who wants that asks for"""
+        valid, _valid, ns, _ns = self._entry_valid
+        node, st = self._union.getattr(ino)
+        made = protocol.extended(node.shown, self._union.links(node, st), st, self._union.birth(ino))
+        return protocol.STATX_OUT.pack(valid, ns, 0, 0, 0) + made
+
+    def ioctl(self, ino: int, body: memoryview) -> Answer:
+        """handle, flags, command, address, size of what comes and of what is wanted, what comes -> result, what is wanted
+
+        Those of lsattr and chattr. Of any other the answer is ENOTTY: that, too, is how programs find out that a file is no terminal.
+        """
+        _, _, command, _, _, room = protocol.IOCTL_IN.unpack_from(body)
+        given = bytes(body[protocol.IOCTL_IN.size :])
+        if command in protocol.FS_IOC_GETFLAGS:
+            return _IOCTL_DONE + self._union.file_attributes(ino).to_bytes(room, sys.byteorder)
+        if command == protocol.FS_IOC_FSGETXATTR:
+            return _IOCTL_DONE + self._union.extended_file_attributes(ino)
+        if command in protocol.FS_IOC_SETFLAGS:
+            return self._change_file_attributes(ino, lambda: self._union.set_file_attributes(ino, int.from_bytes(given[:4], sys.byteorder)))
+        if command == protocol.FS_IOC_FSSETXATTR:
+            return self._change_file_attributes(ino, lambda: self._union.set_extended_file_attributes(ino, given))
+        return errno.ENOTTY
+
+    def _change_file_attributes(self, ino: int, change: Callable[[], None]) -> Answer:
+        self._known.clear()
+        self._bring_up(ino, data=False, unless=APPEND | IMMUTABLE)
+        change()
+        return _IOCTL_DONE
 
     def statfs(self, _: int, body: memoryview) -> Answer:
         """-> what is free"""
@@ -300,7 +350,10 @@ class Verbs:
     def getxattr(self, ino: int, body: memoryview) -> Answer:
         """room, name -> value, or its size when there is no room at all"""
         room, _ = protocol.GETXATTR_IN.unpack_from(body)
-        return _fitting(self._union.getxattr(ino, bytes(body[protocol.GETXATTR_IN.size : -1])), room)
+        name = bytes(body[protocol.GETXATTR_IN.size : -1])
+        if name == CAPABILITY and self._union.lacks_capability(ino):  # asked for before nearly every change
+            return errno.ENODATA
+        return _fitting(self._union.getxattr(ino, name), room)
 
     def listxattr(self, ino: int, body: memoryview) -> Answer:
         """room -> names, or their size when there is no room at all"""
@@ -340,10 +393,35 @@ class Verbs:
     def write(self, ino: int, body: memoryview) -> Answer:
         """handle, offset, size, flags, data -> how much was written"""
         _, offset, size, flags, _, _, _ = protocol.WRITE_IN.unpack_from(body)
-        self._bring_up(ino)
+        self._bring_up(ino, offset=offset)
         start = protocol.WRITE_IN.size
         writer = self._writer(flags & protocol.WRITE_KILL_SUIDGID)
         return protocol.WRITE_OUT.pack(self._union.write(ino, offset, body[start : start + size], drop_suid=writer), 0)
+
+    def lseek(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, whence -> offset of the next data or hole"""
+        _, offset, whence, _ = protocol.LSEEK_IN.unpack_from(body)
+        return protocol.LSEEK_OUT.pack(self._union.seek(ino, offset, whence))
+
+    def fallocate(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, length, mode; suid and sgid the kernel has seen to (file_modified)"""
+        _, offset, length, mode, _ = protocol.FALLOCATE_IN.unpack_from(body)
+        self._bring_up(ino)
+        self._union.allocate(ino, mode, offset, length)
+        return b""
+
+    def copy_file_range(self, ino: int, body: memoryview) -> Answer:
+        """handle, offset, number of the target, its handle, offset, length, flags -> how much was copied"""
+        return protocol.WRITE_OUT.pack(self._copy_range(ino, body), 0)
+
+    def copy_file_range_64(self, ino: int, body: memoryview) -> Answer:
+        """The same, with room for a larger answer."""
+        return protocol.LSEEK_OUT.pack(self._copy_range(ino, body))
+
+    def _copy_range(self, ino: int, body: memoryview) -> int:
+        _, offset, target, _, target_offset, length, _ = protocol.COPY_IN.unpack_from(body)
+        self._bring_up(target)
+        return self._union.copy_range(ino, offset, target, target_offset, min(length, _COPY_TURN))
 
     def release(self, _: int, body: memoryview) -> Answer:
         """Sent for files from CREATE by some kernels, and before the first OPEN was answered."""

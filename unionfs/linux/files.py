@@ -92,6 +92,11 @@ def utimens(place: Place, atime_ns: int | None, mtime_ns: int | None) -> None:
     _l.checked(_l.libc.utimensat(-100, path, times, 0 if is_descriptor(path) else AT_SYMLINK_NOFOLLOW), path)
 
 
+def touch(place: Place) -> None:
+    """Set both times of the object at *place*, symlink or not, to now."""
+    os.utime(place, follow_symlinks=is_descriptor(place))
+
+
 @contextmanager
 def kept_times(fd: int) -> Iterator[None]:
     """The object behind *fd* has the same times after the block as before."""

@@ -87,7 +87,7 @@ class Caller(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What setattr should change; None leaves a field as it is. Times in nanoseconds."""
+    """What setattr should change; None leaves a field as it is. Times in nanoseconds; *now*: they are those of this moment."""
 
     size: int | None = None
     mode: int | None = None
@@ -95,6 +95,12 @@ class Change(NamedTuple):
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    now: bool = False
+
+    @property
+    def unless(self) -> int:
+        """Which protection does not forbid it: whoever may append may set the times to now (may_setattr)."""
+        return APPEND if self.now and (self.size, self.mode, self.uid, self.gid) == (None, None, None, None) else 0
 
 
 def _proves_outdated(exc: OSError) -> bool:
@@ -399,16 +405,17 @@ class Union:
 
     @unlocking(0)
     def begin_copy_up(
-        self, ino: int, size: int | None = None, *, data: bool = True, protected: bool = False
+        self, ino: int, size: int | None = None, *, offset: int | None = None, data: bool = True, unless: int = 0
     ) -> Draft | DataDraft | None:
         """The Draft to build before *ino* can be changed, None when there is nothing to do.
 
-        *size*: it will be truncated to that. Without *data* only what is not its data will change. EPERM when file attributes forbid it,
-        unless it may be *protected*, as it is they that will change.
+        *size*: it will be truncated to that; *offset*: written to from there on. Without *data* only what is not its data will change.
+        EPERM when file attributes forbid it, but for those in *unless*.
         """
         node = self.tree.node(ino)
-        if not protected:
-            refuse(self.tree.descriptors.protection(node), APPEND if data and size is None else 0)
+        if protection := self.tree.descriptors.protection(node):
+            grows = data and size is None and (offset is None or offset >= self.tree.stat(node).st_size)
+            refuse(protection, unless | (APPEND if grows else 0))
         if node.directory is not None:
             return None
         return begin_copy_up(self.tree, node, size, data=data)
@@ -451,7 +458,7 @@ class Union:
             raise error(errno.EOPNOTSUPP)
         protection = self.tree.descriptors.protection(node)
         if protection and change != Change():
-            refuse(protection)
+            refuse(protection, change.unless)
         tree = self.tree
         bring_up(tree, node, change.size, data=change.size is not None)
         if change.size is not None:
@@ -461,7 +468,9 @@ class Union:
             mode = self._mode_to_set(node, tree.stat(node), drop_suid)
         uid, gid = self._stored_owner(change.uid, change.gid)
         node.layer.ownership.change(place, uid, gid, mode)
-        if change.atime_ns is not None or change.mtime_ns is not None:
+        if protection and change.now:  # of what may only grow the times may be set to nothing else
+            files.touch(place)
+        elif change.atime_ns is not None or change.mtime_ns is not None:
             files.utimens(place, change.atime_ns, change.mtime_ns)
         return self._shown(node, tree.stat_at(node, place) if isinstance(place, int) else tree.stat(node))
 

@@ -150,7 +150,7 @@ def test_a_protected_lower_file_is_copied_up_to_be_unprotected(world: World, sid
     ino = sides.view.ino(b"it")
     with fails_with(errno.EPERM):
         sides.view.union.begin_copy_up(ino, data=False)
-    draft = sides.view.union.begin_copy_up(ino, data=False, protected=True)
+    draft = sides.view.union.begin_copy_up(ino, data=False, unless=APPEND | IMMUTABLE)
     assert draft is not None
     draft.build()
     sides.view.union.publish(ino, draft)
