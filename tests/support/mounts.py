@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,8 @@ class Mounts:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
+        #: Arguments of every mount of ours, from the environment: the same tests in another mode.
+        self.always = shlex.split(os.environ.get("UNIONFS_TEST_MOUNT", ""))
         self.made: list[Mount] = []
         self._numbers = itertools.count()
 
@@ -186,7 +189,7 @@ class Mounts:
         Raises MountFailed."""
         target = target or self._target()
         log = self.scratch / f"{target.name}.{next(self._numbers)}.log"
-        command = [*prefix, *our_program(), "mount", "--log", str(log), *options]
+        command = [*prefix, *our_program(), "mount", "--log", str(log), *self.always, *options]
         for lower in layers.lowers:
             command += ["--lower", str(lower)]
         for below in layers.data:

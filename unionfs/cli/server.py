@@ -81,6 +81,7 @@ def run(request: Request, reporter: Reporter) -> None:
             detach=mount.leave,
             on_prepared=refusal.begin,
             prepare_first=_covers_modules(request.target),
+            warn=reporter.warning,
         )
         mount.give_up()
         if mount.failure is not None:

@@ -16,7 +16,8 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from unionfs.fuse import protocol
@@ -75,10 +76,12 @@ class Later(Exception):
 class Channel:
     """Owns the descriptor *fd*, which must not block."""
 
-    def __init__(self, fd: int, *, wanted: int, debug: bool = False) -> None:
+    def __init__(self, fd: int, *, wanted: int, stack_depth: int = 0, debug: bool = False) -> None:
         self.fd = fd
         #: Flags of INIT to ask for, as far as the kernel offers them.
         self.wanted = wanted
+        #: What INIT has to say of PASSTHROUGH: so many filesystems may stand on each other, ours included.
+        self.stack_depth = stack_depth
         #: What was agreed upon.
         self.flags = 0
         #: Whether the mount is gone.
@@ -108,6 +111,13 @@ class Channel:
     def handle(self, opcode: Opcode, handler: Handler) -> None:
         """Have requests of this kind handled by *handler*; what nobody handles is answered ENOSYS."""
         self._handlers[opcode] = handler
+
+    def translate(self, opcodes: Iterable[Opcode], numbers: Mapping[int, int]) -> None:
+        """From now on a number in *numbers* means another one to the handlers of *opcodes*."""
+        for opcode in opcodes:
+            handler = self._handlers[opcode]
+            if handler is not None:
+                self._handlers[opcode] = partial(_translated, numbers, handler)
 
     # -- one request -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +180,7 @@ class Channel:
                 log.error("an answer was refused: %s", exc)
 
     def _init(self, _: int, body: memoryview) -> Answer:
-        answer, self.flags = protocol.init_answer(bytes(body), self.wanted, MAX_WRITE)
+        answer, self.flags = protocol.init_answer(bytes(body), self.wanted, MAX_WRITE, self.stack_depth)
         return answer
 
     def _agreed(self, answer: Answer) -> None:
@@ -315,6 +325,10 @@ class Channel:
     def close(self) -> None:
         """Give the descriptor back; when it was the last, the mount answers no more."""
         os.close(self.fd)
+
+
+def _translated(numbers: Mapping[int, int], handler: Handler, number: int, body: memoryview) -> Answer:
+    return handler(numbers.get(number, number), body)
 
 
 def _name(opcode: int) -> str:

@@ -25,9 +25,13 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class Plain:
-    """Serves *union* on the descriptor *fd*, which it owns."""
+    """Serves *union* on the descriptor *fd*, which it owns. *warn*: told of a mode that cannot be had, before *on_ready*."""
 
-    def __init__(self, union: Union, fd: int, settings: Settings, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, union: Union, fd: int, settings: Settings, on_ready: Callable[[], None], warn: Callable[[str], None]
+    ) -> None:
+        if settings.io == "passthrough":
+            warn("io=passthrough is not for the engine pyfuse3: files are cached")
         logging.getLogger("pyfuse3").addFilter(_is_news)
         reader = Reader()
         self._operations = Operations(

@@ -114,6 +114,7 @@ FSYNC_FDATASYNC = 1 << 0
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
 # Flags in replies.
+FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_PASSTHROUGH = 1 << 7
 
@@ -198,13 +199,15 @@ _CONGESTED = 48
 def init_answer(body: bytes, wanted: int, max_write: int, stack_depth: int = 0) -> tuple[bytes, int]:
     """The answer to INIT and the flags agreed upon: those *wanted* that the kernel offers. OSError(EPROTO) for a kernel too old.
 
-    A kernel of a later major version asks again after it has seen ours. *stack_depth*: as PASSTHROUGH needs it.
+    A kernel of a later major version asks again after it has seen ours. *stack_depth*: as PASSTHROUGH needs it. ATOMIC_O_TRUNC is only
+    wanted with PASSTHROUGH: without, nobody is told of an open, and the truncation would be lost.
     """
     major, minor, readahead, low = INIT_IN.unpack_from(body)
     if major < MAJOR:
         raise error(errno.EPROTO)
     high = INIT_IN_MORE.unpack_from(body, INIT_IN.size)[0] if low & INIT_EXT else 0
     flags = (low | high << 32) & wanted
+    flags &= ~0 if flags & PASSTHROUGH else ~ATOMIC_O_TRUNC
     flags |= INIT_EXT if flags >> 32 else 0
     answer = INIT_OUT.pack(
         MAJOR, MINOR, readahead, flags & 0xFFFFFFFF, _BACKGROUND, _CONGESTED, max_write, 1, _MAX_PAGES, 0, flags >> 32,

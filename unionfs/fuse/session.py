@@ -154,12 +154,13 @@ def serve(
     detach: Callable[[], None] | None = None,
     on_prepared: Callable[[], None] = lambda: None,
     prepare_first: bool = False,
+    warn: Callable[[str], None] = log.warning,
 ) -> None:
     """Serve *union* on *fuse_fd* until it is unmounted, or until SIGTERM, SIGINT or SIGHUP (then ``detach`` should unmount it).
 
     Owns the descriptor and the union and closes both. *control* is a listening Unix socket that answers one JSON line per line.
     *on_prepared*: told, perhaps in a thread, when nothing more will be imported. *prepare_first*: what is to be imported cannot be
-    reached any more once the mount is attached.
+    reached any more once the mount is attached. *warn*: told what of *settings* cannot be had, before *on_ready*.
     """
     os.umask(0)
     outdated: list[Outdated] = []
@@ -178,7 +179,7 @@ def serve(
 
             prepare()
             on_prepared()
-            engine = Plain(union, fuse_fd, settings, on_ready)
+            engine = Plain(union, fuse_fd, settings, on_ready, warn)
             _quieten_collector()
         else:
             from unionfs.fuse.direct import Direct
@@ -186,7 +187,7 @@ def serve(
             if prepare_first or union.tree.watcher is not None:
                 prepare()
                 on_prepared()
-            engine = direct = Direct(union, fuse_fd, settings, on_ready)
+            engine = direct = Direct(union, fuse_fd, settings, on_ready, warn)
             _quieten_collector()
             direct.channel.serve_bare([interrupted.fileno(), *([] if control is None else [control.fileno()])], _Fetch(on_prepared))
             if direct.channel.closed:

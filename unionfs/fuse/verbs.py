@@ -1,7 +1,8 @@
 """The FUSE verbs on the channel: unpack the kernel's message, call the Union, pack the answer; nothing else.
 
 One method for each opcode, (number of the object, body) to the body of the answer; the table at the end of ``Verbs.__init__`` says which.
-No open file has a handle: OPEN, OPENDIR and FLUSH are answered ENOSYS once, and never sent again. Data goes by number.
+No open file has a handle: OPENDIR, FLUSH and, but for ``io=passthrough``, OPEN are answered ENOSYS once, and never sent again. Data goes by
+number.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ from unionfs.overlay.protection import APPEND, IMMUTABLE
 from unionfs.overlay.union import Caller, Change, Union
 
 if TYPE_CHECKING:
+    from unionfs.fuse.passthrough import Passthrough
     from unionfs.overlay.copy_up import DataDraft, Draft
 
 #: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
 QUICK_SIZE = 128 * 1024
 #: Attributes remembered at most: about 200 bytes each.
 _KNOWN_LIMIT = 16_384
+_FICKLE_HEAD = protocol.ATTR_HEAD.pack(0, 0, 0)
 _OPEN_CREATED = protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE, 0)
 _IOCTL_DONE = protocol.IOCTL_OUT.pack(0, 0, 0, 0)
 #: So much is copied at a time: who copies files asks for the rest, and others are served in between.
@@ -55,6 +58,11 @@ class Verbs:
         self._known_limit = _KNOWN_LIMIT
         self._building: dict[int, Job] = {}
         self._data = memoryview(bytearray(MAX_WRITE))
+        self._passthrough: Passthrough | None = None
+        #: Three that belong to it: numbers to tell instead of nodes' own, nodes not to be remembered, and not to be believed for any time.
+        self._told: Mapping[int, int] = {}
+        self._open: Container[int] = ()
+        self._fickle: Container[int] = ()
         self._trust(timeout)
         for opcode, handler in (
             (Opcode.LOOKUP, self.lookup),
@@ -95,6 +103,15 @@ class Verbs:
         ):
             channel.handle(opcode, handler)
 
+    def pass_through(self, passthrough: Passthrough) -> None:
+        """From now on opens are asked for, and the kernel reads and writes by itself."""
+        self._passthrough = passthrough
+        self._told, self._open, self._fickle = passthrough.told, passthrough.open, passthrough.changing
+        self._open_for_writing = self._changing(self.open_for_writing)
+        self._channel.translate(Opcode, passthrough.meant)
+        self._channel.handle(Opcode.OPEN, self.open)
+        self._channel.handle(Opcode.RELEASE, self.release)
+
     # -- what the kernel may believe -------------------------------------------------------------------------------------
 
     def _trust(self, seconds: float) -> None:
@@ -103,6 +120,7 @@ class Verbs:
         self._entry_valid = valid, valid, ns, ns
         self._attr_head = protocol.ATTR_HEAD.pack(valid, ns, 0)
         self._absent = protocol.ENTRY_HEAD.pack(0, 0, *self._entry_valid) + bytes(protocol.ATTR.size)
+        self._fickle_entry_valid = valid, 0, ns, 0
 
     def limit_trust(self, seconds: float) -> None:
         """From now on the kernel may believe an answer for *seconds* at most, and nothing is answered from memory here."""
@@ -120,12 +138,20 @@ class Verbs:
         known = self._known
         if len(known) >= self._known_limit:
             known.clear()
-        if self._known_limit:
+        if self._known_limit and node.ino not in self._open:
             known[node.ino] = made
         return made
 
     def _entry(self, found: tuple[Node, os.stat_result]) -> bytes:
-        return protocol.ENTRY_HEAD.pack(found[0].ino, 0, *self._entry_valid) + self._attributes(found)
+        return self._entry_head(found[0].ino) + self._attributes(found)
+
+    def _entry_head(self, ino: int) -> bytes:
+        valid = self._fickle_entry_valid if ino in self._fickle else self._entry_valid
+        return protocol.ENTRY_HEAD.pack(self._told.get(ino, ino), 0, *valid)
+
+    def _about(self, ino: int) -> bytes:
+        """What stands before attributes of *ino* that are no entry."""
+        return _FICKLE_HEAD if ino in self._fickle else self._attr_head
 
     def _changing(self, handler: Callable[[int, memoryview], Answer]) -> Callable[[int, memoryview], Answer]:
         """*handler*, which changes the tree: attributes remembered until now are forgotten, whatever came of it."""
@@ -137,11 +163,12 @@ class Verbs:
             finally:
                 for restamped in self._union.take_restamped():
                     self._known.clear()
-                    self._forget_attributes(restamped)
+                    self.forget_attributes(restamped)
 
         return changing
 
-    def _forget_attributes(self, ino: int) -> None:
+    def forget_attributes(self, ino: int) -> None:
+        """Have the kernel ask for the attributes of *ino* again."""
         try:
             self._channel.forget_attributes(ino)
         except OSError:  # the kernel does not know the object
@@ -152,7 +179,7 @@ class Verbs:
         channel = self._channel
         return Caller(channel.uid, channel.gid, partial(process.is_in_group, channel.pid), umask)
 
-    def _writer(self, drops: int) -> Caller | None:
+    def _writer(self, drops: bool | int) -> Caller | None:
         """Who changes something, if that *drops* suid and sgid. The kernel tells the ids only of those who make something (ALLOW_IDMAP)."""
         pid = self._channel.pid
         return Caller(protocol.NO_ID, protocol.NO_ID, partial(process.may_keep_sgid, pid)) if drops else None
@@ -202,8 +229,15 @@ class Verbs:
         return None
 
     def _forget(self, ino: int, count: int) -> None:
+        ino = self._meant(ino)
         self._union.forget(ino, count)
         self._known.pop(ino, None)
+        if self._passthrough is not None and not self._union.is_live(ino):
+            self._passthrough.forgotten(ino)
+
+    def _meant(self, number: int) -> int:
+        """The node's number behind one that the kernel was told."""
+        return number if self._passthrough is None else self._passthrough.meant.get(number, number)
 
     def readlink(self, ino: int, _: memoryview) -> Answer:
         """-> target"""
@@ -232,26 +266,39 @@ class Verbs:
         name = zero_ended(body[protocol.CREATE_IN.size :])
         found = None if flags & os.O_EXCL else self._union.lookup(ino, name)
         if found is None:
-            return self._entry(self._union.make_file(ino, name, mode, self._caller(umask))) + _OPEN_CREATED
+            return self._made_file(self._union.make_file(ino, name, mode, self._caller(umask)), flags)
         number = found[0].ino  # somebody made it between the kernel's look-up and now
         try:
             self._union.refuse_opening(number, flags)
             self._bring_up(number, 0 if flags & os.O_TRUNC else None)
             drop_suid = self._caller(0) if open_flags & protocol.OPEN_KILL_SUIDGID else None
             self._union.open(number, flags, drop_suid=drop_suid)
-            return self._entry(self._union.getattr(number)) + _OPEN_CREATED
+            found = self._union.getattr(number)
         except BaseException:
             self._union.forget(number, 1)  # the kernel is told nothing of it
             raise
+        return self._made_file(found, flags)
+
+    def _made_file(self, found: tuple[Node, os.stat_result], flags: int) -> bytes:
+        """The answer that *found*, which counts already, is open with *flags*."""
+        if self._passthrough is None:
+            return self._entry(found) + _OPEN_CREATED
+        ino = found[0].ino
+        try:
+            opened = self._passthrough.opened(self._told.get(ino, ino), flags, direct=self._union.is_append_only(ino))
+        except BaseException:
+            self._union.forget(ino, 1)
+            raise
+        return self._entry(found) + opened
 
     def tmpfile(self, ino: int, body: memoryview) -> Answer:
         """flags, mode, umask, flags of ours, a name that means nothing -> entry, handle"""
-        _, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
-        return self._entry(self._union.make_unnamed(ino, mode, self._caller(umask))) + _OPEN_CREATED
+        flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
+        return self._made_file(self._union.make_unnamed(ino, mode, self._caller(umask)), flags)
 
     def link(self, ino: int, body: memoryview) -> Answer:
         """the object's number, name -> entry"""
-        (number,) = protocol.LINK_IN.unpack_from(body)
+        number = self._meant(protocol.LINK_IN.unpack_from(body)[0])
         self._bring_up(number, data=False)
         return self._entry(self._union.link(number, ino, zero_ended(body[protocol.LINK_IN.size :])))
 
@@ -290,7 +337,7 @@ class Verbs:
 
     def getattr(self, ino: int, _: memoryview) -> Answer:
         """-> attributes"""
-        return self._attr_head + (self._known.get(ino) or self._attributes(self._union.getattr(ino)))
+        return self._about(ino) + (self._known.get(ino) or self._attributes(self._union.getattr(ino)))
 
     def setattr(self, ino: int, body: memoryview) -> Answer:
         """what is to change -> attributes"""
@@ -305,12 +352,16 @@ class Verbs:
             now=valid & protocol.FATTR_NOW == protocol.FATTR_NOW,
         )
         self._bring_up(ino, change.size, data=change.size is not None, unless=change.unless)
-        found = self._union.setattr(ino, change, drop_suid=self._writer(valid & protocol.FATTR_KILL_SUIDGID))
-        return self._attr_head + self._attributes(found)
+        drops = valid & protocol.FATTR_KILL_SUIDGID
+        if self._passthrough is not None and not valid & ~protocol.FATTR_FH:
+            # from a write that will not come here (file_remove_privs), and for a file's capabilities from root's as well
+            drops = not process.may_keep_suid(self._channel.pid)
+        found = self._union.setattr(ino, change, drop_suid=self._writer(drops))
+        return self._about(ino) + self._attributes(found)
 
     def statx(self, ino: int, _: memoryview) -> Answer:
         """-> attributes with the time of birth, which only who wants that asks for"""
-        valid, _valid, ns, _ns = self._entry_valid
+        _name, valid, _name_ns, ns = self._fickle_entry_valid if ino in self._fickle else self._entry_valid
         node, st = self._union.getattr(ino)
         made = protocol.extended(node.shown, self._union.links(node, st), st, self._union.birth(ino))
         return protocol.STATX_OUT.pack(valid, ns, 0, 0, 0) + made
@@ -384,6 +435,25 @@ class Verbs:
 
     # -- data ------------------------------------------------------------------------------------------------------------
 
+    def open(self, number: int, body: memoryview) -> Answer:
+        """flags, flags of ours -> handle, how it is open. Only with ``io=passthrough``."""
+        assert self._passthrough is not None
+        flags, _ = protocol.OPEN_IN.unpack_from(body)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            return self._open_for_writing(number, body)
+        self._known.pop(self._meant(number), None)
+        return self._passthrough.opened(number, flags)
+
+    def open_for_writing(self, number: int, body: memoryview) -> Answer:
+        """The part of ``open`` that copies up and truncates. What is written to an append-only file comes here to be judged."""
+        assert self._passthrough is not None
+        flags, open_flags = protocol.OPEN_IN.unpack_from(body)
+        ino = self._meant(number)
+        self._union.refuse_opening(ino, flags)
+        self._bring_up(ino, 0 if flags & os.O_TRUNC else None)
+        self._union.open(ino, flags, drop_suid=self._writer(open_flags & protocol.OPEN_KILL_SUIDGID))
+        return self._passthrough.opened(number, flags, direct=self._union.is_append_only(ino))
+
     def read(self, ino: int, body: memoryview) -> Answer:
         """handle, offset, size -> data"""
         _, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(body)
@@ -419,12 +489,16 @@ class Verbs:
         return protocol.LSEEK_OUT.pack(self._copy_range(ino, body))
 
     def _copy_range(self, ino: int, body: memoryview) -> int:
-        _, offset, target, _, target_offset, length, _ = protocol.COPY_IN.unpack_from(body)
+        _, offset, number, _, target_offset, length, _ = protocol.COPY_IN.unpack_from(body)
+        target = self._meant(number)
         self._bring_up(target)
         return self._union.copy_range(ino, offset, target, target_offset, min(length, _COPY_TURN))
 
-    def release(self, _: int, body: memoryview) -> Answer:
-        """Sent for files from CREATE by some kernels, and before the first OPEN was answered."""
+    def release(self, number: int, body: memoryview) -> Answer:
+        """handle, flags. Without ``io=passthrough`` for files from CREATE only: by some kernels, by all before an OPEN was answered."""
+        if self._passthrough is not None:
+            _, flags, _, _ = protocol.RELEASE_IN.unpack_from(body)
+            self._passthrough.released(number, flags)
         return b""
 
     def fsync(self, ino: int, body: memoryview) -> Answer:
@@ -468,8 +542,7 @@ class Verbs:
                     continue
                 node, known = found[0], self._attributes(found)
             node.lookups += 1
-            entry = protocol.ENTRY_HEAD.pack(node.ino, 0, *self._entry_valid)
-            parts += (entry, known, protocol.dirent(node.shown, cookie, name, node.kind))
+            parts += (self._entry_head(node.ino), known, protocol.dirent(node.shown, cookie, name, node.kind))
         return b"".join(parts)
 
     # -- the connection --------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ STATX_ATTR_APPEND = 0x20
 
 _UTIME_OMIT = (1 << 30) - 2
 _FICLONE = 0x40049409
+_STACKED = frozenset({0x794C7630, 0x65735546, 0xF15F})
 _FS_IOC_GETFSUUID = 0x80111500
 _EXT4_IOC_GETFSUUID = 0x8008662C
 
@@ -187,6 +188,11 @@ def filesystem_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)  # struct statfs: at most 120 bytes, f_type first
     _l.checked(_l.libc.fstatfs(fd, buffer))
     return int(ctypes.c_ulong.from_buffer(buffer).value) & 0xFFFFFFFF
+
+
+def is_stacked(fd: int) -> bool:
+    """Whether the filesystem *fd* lives on stands on others (s_stack_depth): overlayfs, FUSE where it passes through, ecryptfs."""
+    return filesystem_type(fd) in _STACKED
 
 
 def clone(source: int, target: int) -> bool:

@@ -37,6 +37,11 @@ def may_use_trusted_xattrs() -> bool:
     return _may_initially(_CAP_SYS_ADMIN)
 
 
+def may_pass_through() -> bool:
+    """Whether we may let the kernel's FUSE read and write files by itself: again CAP_SYS_ADMIN there (fuse_backing_open)."""
+    return _may_initially(_CAP_SYS_ADMIN)
+
+
 def may_follow_handles() -> bool:
     """Whether a file handle that cannot be opened has no object: with CAP_DAC_READ_SEARCH in the initial user namespace.
 
@@ -61,8 +66,13 @@ def is_in_group(pid: int, gid: int) -> bool:
 
 def may_keep_sgid(pid: int, gid: int) -> bool:
     """Whether the process *pid* is in the group *gid* or has CAP_FSETID (kernel in_group_or_capable)."""
+    return may_keep_suid(pid) or is_in_group(pid, gid)
+
+
+def may_keep_suid(pid: int) -> bool:
+    """Whether a file that the process *pid* writes to keeps suid: with CAP_FSETID."""
     found = _status_of(pid, "CapEff:")
-    return bool(found) and bool(int(found[0], 16) >> _CAP_FSETID & 1) or is_in_group(pid, gid)
+    return bool(found) and bool(int(found[0], 16) >> _CAP_FSETID & 1)
 
 
 def is_privileged(pid: int) -> bool:

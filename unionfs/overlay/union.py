@@ -200,6 +200,10 @@ class Union:
         if self.forgotten > _MANY_NODES:
             self.on_forgotten()
 
+    def is_live(self, ino: int) -> bool:
+        """Whether somebody still knows the node *ino*."""
+        return self.tree.nodes.get(ino) is not None
+
     def give_back_memory(self) -> None:
         """Return to the system what forgotten nodes took; worth its time once ``forgotten`` is large."""
         if len(self.tree.nodes) < self.forgotten:
@@ -292,6 +296,14 @@ class Union:
     def refuse_opening(self, ino: int, flags: int) -> None:
         """EPERM when file attributes forbid to open *ino* with *flags*: to be asked before anything is copied up for it."""
         refuse_opening(self.tree.descriptors.protection(self.tree.node(ino)), flags)
+
+    def is_append_only(self, ino: int) -> bool:
+        """Whether file attributes let *ino* only grow."""
+        return bool(self.tree.descriptors.protection(self.tree.node(ino)) & APPEND)
+
+    def data_fd(self, ino: int) -> int:
+        """A descriptor of the data of the regular file *ino*, good until the next verb: for who wants the file itself."""
+        return self.tree.descriptors.file_fd(self.tree.node(ino), writable=False)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes; fewer only at the end of the file."""
