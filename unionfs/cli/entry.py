@@ -72,6 +72,19 @@ def keep_standard_descriptors() -> None:
 
 def _commands(arguments: Sequence[str]) -> int:
     """``unionfs COMMAND``."""
+    if arguments[:1] == ["mount"]:
+        from unionfs.cli.mount import mount
+
+        given = mount.read(arguments[1:])
+        if given is not None:
+            try:
+                return mount.run(**given)
+            except (UnionfsError, OSError) as exc:
+                return tell(exc)
+    return _commands_with_click(arguments)
+
+
+def _commands_with_click(arguments: Sequence[str]) -> int:
     import click
 
     from unionfs.cli.group import unionfs

@@ -10,8 +10,8 @@ import click
 from unionfs import engines
 from unionfs.cli.attach import within_rights
 from unionfs.cli.entry import cause, say, usage_line
-from unionfs.cli.group import CONTEXT, as_bytes, debug_option
-from unionfs.cli.layers import layer_options, read_layers
+from unionfs.cli.group import CONTEXT, as_bytes, debug_option, layer_options
+from unionfs.cli.layers import read_layers
 from unionfs.errors import UnionfsError, UsageError, printable
 from unionfs.options import MountOptions
 

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import click
-
 from unionfs import engines, options
 from unionfs.cli.entry import warn
-from unionfs.cli.group import as_bytes
 from unionfs.errors import UsageError, printable
 from unionfs.options import MountOptions
-
-_LAYER_OPTIONS = (
-    click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A read-only layer; the topmost first. May be repeated."),
-    click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of the upper."),
-    click.option("-o", "texts", multiple=True, type=as_bytes, metavar="OPTS", help="Its mount options: userxattr, whfiles..."),
-)
-
-
-def layer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--lower, --work and -o, for commands that are about an upper and mount nothing."""
-    for option in reversed(_LAYER_OPTIONS):
-        command = option(command)
-    return command
 
 
 def read_layers(

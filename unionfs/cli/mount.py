@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import click
-
 from unionfs import options
 from unionfs.cli import attach
+from unionfs.cli.arguments import Command, Option
 from unionfs.cli.entry import show_tracebacks
-from unionfs.cli.group import CONTEXT, as_bytes
 from unionfs.cli.layers import read_layers
 from unionfs.options import MountOptions
 
 
-@click.command(context_settings=CONTEXT, epilog="\b\nMount options (-o), separated by commas:\n" + options.describe())
-@click.option("--lower", multiple=True, type=as_bytes, metavar="DIR", help="A read-only layer; the topmost first. May be repeated.")
-@click.option("--upper", type=as_bytes, metavar="DIR", help="Where changes go. Without it the mount is read-only.")
-@click.option("--work", type=as_bytes, metavar="DIR", help="The work directory of the upper, on the same mount.")
-@click.option("-o", "texts", multiple=True, type=as_bytes, metavar="OPTS", help="Mount options, see below. May be repeated.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
-@click.option("-d", "--debug", is_flag=True, help="As -f, with debug output, and a traceback when it fails.")
-@click.option("--log", type=as_bytes, metavar="FILE", help="Log to FILE instead of $UNIONFS_LOG or syslog.")
-@click.option(
-    "--engine",
-    type=click.Choice(options.ENGINES),
-    help="Our server, the same on pyfuse3, the kernel's overlayfs, or that where it can.  [default: channel]",
-)
-@click.argument("target", type=as_bytes, metavar="MNT")
-def mount(
+def _mount(
     lower: tuple[bytes, ...],
     upper: bytes | None,
     work: bytes | None,
@@ -63,3 +47,29 @@ def _read(
     found = read_layers(texts, lower, upper, work, engine)
     options.check_layers(found)
     return found
+
+
+def _notes() -> str:
+    return "\b\nMount options (-o), separated by commas:\n" + options.describe()
+
+
+mount = Command(
+    _mount,
+    (
+        Option("lower", ("--lower",), "A read-only layer; the topmost first. May be repeated.", "DIR", repeated=True),
+        Option("upper", ("--upper",), "Where changes go. Without it the mount is read-only.", "DIR"),
+        Option("work", ("--work",), "The work directory of the upper, on the same mount.", "DIR"),
+        Option("texts", ("-o",), "Mount options, see below. May be repeated.", "OPTS", repeated=True),
+        Option("foreground", ("-f", "--foreground"), "Stay in the foreground; log to the terminal."),
+        Option("debug", ("-d", "--debug"), "As -f, with debug output, and a traceback when it fails."),
+        Option("log", ("--log",), "Log to FILE instead of $UNIONFS_LOG or syslog.", "FILE"),
+        Option(
+            "engine",
+            ("--engine",),
+            "Our server, the same on pyfuse3, the kernel's overlayfs, or that where it can.  [default: channel]",
+            choices=options.ENGINES,
+        ),
+    ),
+    ("target", "MNT"),
+    _notes,
+)

@@ -102,8 +102,23 @@ def test_a_command_imports_nothing_that_only_others_need(module: str) -> None:
     assert not found & HEAVY
 
 
-def test_the_mount_program_does_without_click_as_well() -> None:
-    assert not modules_of("import unionfs.cli.entry", "import unionfs.cli.mount_program") & (HEAVY | {"click"})
+#: What no mount may wait for: each takes milliseconds; dataclasses, with the inspect, ast and dis it needs, 5, and .6 for each class.
+SLOW = {"click", "trio", "pyfuse3", "dataclasses", "inspect", "ast", "platform", "pathlib", "tempfile", "subprocess", "asyncio"}
+
+MOUNT = ["unionfs", "mount", "--lower", "/", "/no/such/directory"]
+MOUNT_PROGRAM = ["unionfs", "-o", "lowerdir=/", "/no/such/directory"]
+
+
+@pytest.mark.parametrize("call", [MOUNT, MOUNT_PROGRAM])
+def test_whoever_mounts_waits_for_no_slow_import(call: list[str]) -> None:
+    found = modules_of(f"import sys; sys.argv = {call!r}", "from unionfs.cli.entry import main; main()")
+    assert "unionfs.cli.attach" in found
+    assert not found & (HEAVY | SLOW)
+
+
+def test_the_server_answers_before_anything_slow_is_imported() -> None:
+    found = modules_of("import unionfs.cli.server", "import unionfs.fuse.direct")
+    assert not found & SLOW
 
 
 def test_closed_standard_descriptors_are_filled_so_that_no_layer_becomes_the_output() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import pytest
 
 from unionfs import options
 from unionfs.cli.entry import COMMANDS
+from unionfs.cli.group import unionfs
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGES = ["unionfs.1", "mount.fuse.unionfs.8"]
@@ -69,8 +69,8 @@ def test_every_command_has_its_place_in_the_manual() -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_option_of_a_command_is_in_its_part_of_the_manual(name: str) -> None:
-    module, _, function = COMMANDS[name].partition(":")
-    command = getattr(import_module(module), function)
+    command = unionfs.get_command(click.Context(unionfs), name)
+    assert command is not None
     text = (DOCS / "unionfs.1").read_text().replace("\\-", "-")
     part = re.split(r"^\.S[SH] ", text.partition(f"\n.SS {name}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     options = [param.opts for param in command.params if isinstance(param, click.Option) and not param.hidden]
