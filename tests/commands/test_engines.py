@@ -65,10 +65,11 @@ def test_a_mount_of_the_kernel_is_listed_with_its_layers_and_engine(layers: Laye
     assert not mnt.is_mounted() and listed(mnt.path) == {}
 
 
-def test_our_own_mount_says_which_engine_it_has(layers: Layers, mnt: Place) -> None:
-    assert mount("pyfuse3", layers, mnt).status == 0
-    assert listed(mnt.path)["engine"] == "pyfuse3"
-    assert any(line.startswith(f"{mnt.path} (live, engine pyfuse3, rw, process ") for line in run("list").out.splitlines())
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_our_own_mount_says_which_engine_it_has(layers: Layers, mnt: Place, engine: str) -> None:
+    assert mount(engine, layers, mnt).status == 0
+    assert listed(mnt.path)["engine"] == engine
+    assert any(line.startswith(f"{mnt.path} (live, engine {engine}, rw, process ") for line in run("list").out.splitlines())
 
 
 def test_every_default_that_could_differ_is_stated_to_the_kernel(layers: Layers, mnt: Place) -> None:
@@ -98,6 +99,7 @@ def test_every_default_that_could_differ_is_stated_to_the_kernel(layers: Layers,
         ("nfs_export=on", {"redirect_dir=on", "index=on", "nfs_export=on"}),
         ("volatile", {"redirect_dir=on", "volatile"}),
         ("ro,noexec,nosuid", {"redirect_dir=on", "ro", "noexec", "nosuid"}),
+        ("writeback=1", {"redirect_dir=on"}),
         ("uuid=null,allow_other,writeback=0,noxattrs=0,context=x", {"redirect_dir=on", "uuid=null"}),
     ],
 )
@@ -113,7 +115,6 @@ def test_what_the_kernel_knows_is_passed_on(layers: Layers, mnt: Place, options:
     ("options", "named_in_the_line"),
     [
         ("timeout=1", ("timeout",)),
-        ("writeback=1", ("writeback",)),
         ("noacl,static_nlink", ("noacl", "static_nlink")),
         ("fsync=0", ("fsync=0",)),
         ("subtype=x", ("subtype",)),
@@ -129,7 +130,7 @@ def test_what_the_kernel_lacks_is_refused_by_name_and_left_to_our_server_by_auto
     assert not mnt.is_mounted()
     done = mount("auto", layers, mnt, "-o", options)
     assert (done.status, len(done.lines)) == (0, 1)
-    assert done.err.startswith("unionfs: engine pyfuse3: ")
+    assert done.err.startswith("unionfs: engine channel: ")
     for name in named_in_the_line:
         assert name in done.err
     assert fstype(mnt).startswith("fuse.")
@@ -147,7 +148,7 @@ def test_auto_serves_itself_what_the_kernel_refuses_also_when_that_came_late(scr
     refused(mount("kernel", twisted, mnt, "-o", "volatile"), "kernel's overlayfs refuses", "in, another of them")
     done = mount("auto", twisted, mnt, "-o", "volatile")
     assert (done.status, len(done.lines)) == (0, 1)
-    assert done.err.startswith("unionfs: engine pyfuse3: the kernel's overlayfs refuses: ")
+    assert done.err.startswith("unionfs: engine channel: the kernel's overlayfs refuses: ")
     assert fstype(mnt) == "fuse.unionfs"
 
 
@@ -367,7 +368,7 @@ def test_a_user_without_privileges_is_served_by_auto_and_told_why(scratch: Path,
         refused(done, "kernel's overlayfs refuses", "not permitted")
         done = ns.run(*our_program(), "mount", "--engine=auto", *arguments, user=1000)
         assert done.status == 0
-        assert done.err.startswith("unionfs: engine pyfuse3: the kernel's overlayfs refuses: ")
+        assert done.err.startswith("unionfs: engine channel: the kernel's overlayfs refuses: ")
         assert ns.mounted_at(mnt.path) == ["fuse.unionfs"]
         ns.must(*our_program(), "umount", mnt.path, user=1000)
         single = ["--lower", str(layers.lowers[0]), str(mnt.path)]

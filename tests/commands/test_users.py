@@ -64,7 +64,7 @@ def home(scratch: Path) -> Iterator[Home]:
 def test_a_user_mounts_changes_looks_and_unmounts(home: Home) -> None:
     assert home.mount() == Done(0, "", ONLY_YOU + "\n")
     home.ns.must("sh", "-c", 'cd "$1"; cat file; echo x >new; rm only-lower0', "sh", home.mnt, user=USER)
-    assert f"{home.mnt} (live, engine pyfuse3, rw,userxattr, process " in home.run("list").out
+    assert f"{home.mnt} (live, engine channel, rw,userxattr, process " in home.run("list").out
     assert "lookup" in home.run("stats", home.mnt).out
     assert home.run("diff", home.mnt) == Done(0, "A /new\nD /only-lower0\n", "")
     assert home.run("umount", home.mnt) == Done(0, "", "")

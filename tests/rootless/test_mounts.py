@@ -223,7 +223,7 @@ def test_a_killed_server_leaves_nothing_that_hinders(home: Home) -> None:
 def test_the_kernel_s_engine_is_taken_where_it_may_be(home: Home) -> None:
     done = home.run("mount", "--engine=auto", *home.words(), home.mnt)
     assert done.status == 0 and len(done.lines) == 1
-    assert done.err.startswith("unionfs: engine kernel\n" if home.user is None else "unionfs: engine pyfuse3: ")
+    assert done.err.startswith("unionfs: engine kernel\n" if home.user is None else "unionfs: engine channel: ")
     assert home.ns.mounted_at(home.mnt) == ["overlay" if home.user is None else "fuse.unionfs"]
     home.do("sh", "-c", 'echo x >"$1/new"; rm "$1/only-lower0"', "sh", home.mnt)
     assert home.run("umount", home.mnt) == Done(0, "", "")

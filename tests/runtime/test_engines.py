@@ -37,7 +37,7 @@ def test_what_the_kernel_refuses_is_told_and_auto_serves_it(sandbox: Sandbox) ->
     assert "the kernel's overlayfs refuses" in done.err
     done = sandbox.shell("cat /etc/motd", "--engine=auto")
     assert (done.code, done.out, done.err.count("\n")) == (0, "from the lower\n", 1)
-    assert done.err.startswith("unionfs: engine pyfuse3: the kernel's overlayfs refuses")
+    assert done.err.startswith("unionfs: engine channel: the kernel's overlayfs refuses")
 
 
 def test_a_kept_upper_is_the_same_to_both_engines(sandbox: Sandbox) -> None:

@@ -12,9 +12,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from importlib.machinery import ModuleSpec
+from itertools import chain
 from types import ModuleType
 
 from unionfs import state
@@ -70,6 +71,7 @@ def run(request: Request, reporter: Reporter) -> None:
             union.tree.watcher = Watcher(stack.lowers)
         refusal = _Refusal()
         cleanup.callback(refusal.end)
+        prepare_first = _covers_modules(request.target)
         mount = _Mount(request, reporter, record, registration, settings)
         owned.pop_all()  # the session closes the union, and that its layers
         session.serve(
@@ -80,7 +82,7 @@ def run(request: Request, reporter: Reporter) -> None:
             control=None if registration is None else registration.control,
             detach=mount.leave,
             on_prepared=refusal.begin,
-            prepare_first=_covers_modules(request.target),
+            prepare_first=prepare_first,
             warn=reporter.warning,
         )
         mount.give_up()
@@ -226,16 +228,43 @@ class _Refusal:
         raise ImportError(f"{name} was not imported before the mount")
 
 
+#: What is opened on the way beside modules: by the dynamic loader, by trio's search for a library, by OpenSSL.
+_BESIDE_MODULES = ("/etc/ld.so.cache", "/etc/ssl", "/sbin/ldconfig", "/lib", "/lib64", "/usr/lib/ssl", "/dev/null", "/proc/self")
+
+
 def _covers_modules(target: bytes) -> bool:
-    """Whether a directory that modules are imported from lies in *target*, by whatever path."""
-    covered = os.stat(target)
-    for entry in {os.path.realpath(entry) for entry in (*sys.path, os.__file__)}:
-        while True:
-            with suppress(OSError):
-                if os.path.samestat(os.stat(entry), covered):
-                    return True
-            above = os.path.dirname(entry)
-            if above == entry:
-                break
-            entry = above
+    """Whether what modules are imported from lies in *target*, by whatever path, or *target* in a directory of them.
+
+    Not for a target that is mounted already: it would ask us.
+    """
+    if _is_among(target, _with_those_above(sys.path, [os.__file__], _BESIDE_MODULES, _mapped())):
+        return True
+    above = _with_those_above([os.fsdecode(target)])
+    return any(_is_among(os.fsencode(entry), above) for entry in sys.path if os.path.isdir(entry))
+
+
+def _mapped() -> set[str]:
+    """The files that are mapped into this process: its interpreter and libraries; others lie beside them."""
+    with open("/proc/self/maps") as lines:
+        return {words[5] for words in map(str.split, lines) if len(words) == 6 and words[5].startswith("/")}
+
+
+def _with_those_above(*paths: Iterable[str]) -> set[str]:
+    """The *paths* without their symlinks, and all directories that they lie in."""
+    found = set[str]()
+    for path in chain(*paths):
+        path = os.path.realpath(path)
+        while path not in found:
+            found.add(path)
+            path = os.path.dirname(path)
+    return found
+
+
+def _is_among(directory: bytes, paths: set[str]) -> bool:
+    """Whether *directory* is one of *paths*, perhaps by another name."""
+    wanted = os.stat(directory)
+    for path in paths:
+        with suppress(OSError):
+            if os.path.samestat(os.stat(path), wanted):
+                return True
     return False
