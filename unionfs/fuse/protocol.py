@@ -218,11 +218,12 @@ def init_answer(body: bytes, wanted: int, max_write: int, stack_depth: int = 0) 
 
 def attributes(shown: int, links: int, st: os.stat_result) -> bytes:
     """The ``struct fuse_attr`` of *st*, with the number and the link count that are shown."""
-    mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
+    atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
+    mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
+    ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
     return ATTR.pack(
-        shown, size, st.st_blocks, atime, mtime, ctime,
-        st.st_atime_ns - atime * _BILLION, st.st_mtime_ns - mtime * _BILLION, st.st_ctime_ns - ctime * _BILLION,
-        mode, links, uid, gid, device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
+        shown, st.st_size, st.st_blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+        st.st_mode, links, st.st_uid, st.st_gid, device(st.st_rdev) if st.st_rdev else 0, st.st_blksize, 0,
     )  # fmt: skip
 
 

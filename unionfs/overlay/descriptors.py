@@ -118,18 +118,24 @@ class Descriptors:
         """The data of a metacopy, for reading. EIO when no data-only layer has them as a regular file (ovl_maybe_lookup_lowerdata)."""
         parent, _, name = data.path.rpartition(b"/")
         for layer in self._stack.data if data.layer is None else (data.layer,):
-            try:
-                directory = layer.open_directory(parent)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            try:
-                if stat.S_ISREG(layer.stat(directory, name).st_mode):
-                    return layer.open_file(directory, name, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            finally:
-                os.close(directory)
+            fd = self._data_in(layer, parent, name)
+            if fd >= 0:
+                return fd
         raise error(errno.EIO, data.path)
+
+    @staticmethod
+    def _data_in(layer: Layer, parent: bytes, name: bytes) -> int:
+        """A descriptor of *name* in the directory *parent* of *layer*, for reading; -1 where that is no regular file."""
+        try:
+            directory = layer.open_directory(parent)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        try:
+            return layer.open_file(directory, name, os.O_RDONLY) if stat.S_ISREG(layer.stat(directory, name).st_mode) else -1
+        except FileNotFoundError:
+            return -1
+        finally:
+            os.close(directory)
 
     def is_metacopy(self, node: Node) -> bool:
         """Whether the data of *node* are not with its topmost copy."""

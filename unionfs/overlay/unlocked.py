@@ -164,6 +164,6 @@ def _lacking(st: os.stat_result) -> int:
     """The bits to lend an object: 0 for what is not ours, and for what would lose its setgid bit, as that of a group we are not in does."""
     wanted = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}.get(stat.S_IFMT(st.st_mode), 0)
     ours = st.st_uid == os.geteuid()
-    if st.st_mode & stat.S_ISGID and st.st_gid not in (os.getegid(), *os.getgroups()):
+    if st.st_mode & stat.S_ISGID and st.st_gid != os.getegid() and st.st_gid not in os.getgroups():
         ours = False
     return wanted & ~st.st_mode if ours else 0
