@@ -351,6 +351,8 @@ class Verbs:
             mtime_ns=protocol.time_ns(mtime, mtime_ns) if valid & protocol.FATTR_MTIME else None,
             now=valid & protocol.FATTR_NOW == protocol.FATTR_NOW,
         )
+        if valid & protocol.FATTR_CTIME and self._is_so(ino, change):
+            return self._about(ino) + self._attributes(self._union.getattr(ino))
         self._bring_up(ino, change.size, data=change.size is not None, unless=change.unless)
         drops = valid & protocol.FATTR_KILL_SUIDGID
         if self._passthrough is not None and not valid & ~protocol.FATTR_FH:
@@ -358,6 +360,15 @@ class Verbs:
             drops = not process.may_keep_suid(self._channel.pid)
         found = self._union.setattr(ino, change, drop_suid=self._writer(drops))
         return self._about(ino) + self._attributes(found)
+
+    def _is_so(self, ino: int, change: Change) -> bool:
+        """Whether *change* is what the kernel sends with io=writeback after *ino* was unlinked or renamed: times that it has already.
+
+        Its time of last change, which is meant, cannot be set; and to copy up what is about to be forgotten is most of a deletion.
+        """
+        if self._union.is_up(ino) or change != Change(mtime_ns=change.mtime_ns):
+            return False
+        return self._union.getattr(ino)[1].st_mtime_ns == change.mtime_ns
 
     def statx(self, ino: int, _: memoryview) -> Answer:
         """-> attributes with the time of birth, which only who wants that asks for"""
