@@ -415,7 +415,6 @@ class Union:
         """Whether *ino* is in upper."""
         return self.tree.node(ino).layer is self.stack.upper
 
-    @unlocking(0)
     def begin_copy_up(
         self, ino: int, size: int | None = None, *, offset: int | None = None, data: bool = True, unless: int = 0
     ) -> Draft | DataDraft | None:
@@ -424,6 +423,15 @@ class Union:
         *size*: it will be truncated to that; *offset*: written to from there on. Without *data* only what is not its data will change.
         EPERM when file attributes forbid it, but for those in *unless*.
         """
+        node = self.tree.node(ino)
+        if node.layer is self.stack.upper and node.protection == 0 and not (data and node.ino in self.tree.descriptors.data):
+            return None  # nearly always: every write and every change of attributes asks
+        return self._begin_copy_up(ino, size, offset, data=data, unless=unless)
+
+    @unlocking(0)
+    def _begin_copy_up(
+        self, ino: int, size: int | None, offset: int | None, *, data: bool, unless: int
+    ) -> Draft | DataDraft | None:
         node = self.tree.node(ino)
         if protection := self.tree.descriptors.protection(node):
             grows = data and size is None and (offset is None or offset >= self.tree.stat(node).st_size)
@@ -662,11 +670,10 @@ class Union:
 
         fd = -1
 
-        def make(dir_fd: int, at: bytes, mode: int) -> None:
+        def make(dir_fd: int, at: bytes, mode: int) -> int:
             nonlocal fd
-            fd = os.open(
-                at, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, stat.S_IMODE(mode), dir_fd=dir_fd
-            )
+            fd = os.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, stat.S_IMODE(mode), dir_fd=dir_fd)
+            return fd
 
         try:
             made = self._make(parent, name, stat.S_IFREG | mode, caller, make)
@@ -719,7 +726,7 @@ class Union:
         mode = self._masked(directory, stat.S_IFREG | mode, caller)
         fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work.fd)
         try:
-            self._endow(directory, files.path_at(fd, b""), mode, caller, 0)
+            self._endow(directory, fd, mode, caller, 0)
             node, st = tree.made_unnamed(fd)
         except BaseException:
             os.close(fd)
@@ -781,9 +788,9 @@ class Union:
         return directory
 
     def _make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes, int], None], device: int = 0
+        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes, int], int | None], device: int = 0
     ) -> tuple[Node, os.stat_result]:
-        """Make an object by ``make(dir_fd, name, mode)``.
+        """Make an object by ``make(dir_fd, name, mode)``, which returns its descriptor if it has opened one.
 
         In place where one call makes it right; over a whiteout, or for an owner other than ourselves, it is built in work and moved in.
         """
@@ -791,17 +798,14 @@ class Union:
         tree = self.tree
         at_fd, at = self._workplace(directory, name, direct=self._is_ours(caller))
         mode = self._masked(directory, mode, caller)
-        make(at_fd, at, mode)
-        is_dir = stat.S_ISDIR(mode)
-        try:
-            if at_fd == tree.work.fd:
-                self._endow(directory, files.path_at(at_fd, at), mode, caller, device)
-            if at_fd == tree.work.fd:
-                self._settle_allowed(directory, name, at_fd, at, is_dir)
-        except BaseException:
-            if at_fd == tree.work.fd:
+        opened = make(at_fd, at, mode)
+        if at_fd == tree.work.fd:
+            try:
+                self._endow(directory, files.path_at(at_fd, at) if opened is None else opened, mode, caller, device)
+                self._settle_allowed(directory, name, at_fd, at, stat.S_ISDIR(mode))
+            except BaseException:
                 tree.work.discard(at)
-            raise
+                raise
         entry = self._enter(directory, name, stat.S_IFMT(mode))
         try:
             node, st = tree.made(directory, name, entry)
@@ -838,11 +842,13 @@ class Union:
             return self.tree.upper_fd(directory), name
         return self.tree.work.fd, self.tree.work.name()
 
-    def _endow(self, directory: Node, path: bytes, mode: int, caller: Caller, device: int) -> None:
-        """Give what was made in work what it would have got in *directory*: owner, setgid group, default ACL, mode."""
+    def _endow(self, directory: Node, place: files.Place, mode: int, caller: Caller, device: int) -> None:
+        """Give what was made in work, and is at *place*, what it would have got in *directory*: owner, setgid group, default ACL, mode."""
         ownership = self.tree.upper.ownership
-        above = files.path_at(self.tree.upper_fd(directory), b"")
-        parent = ownership.read(os.stat(above), above)
+        above = self.tree.upper_fd(directory)
+        parent = os.fstat(above)
+        if ownership is not PLAIN:
+            parent = ownership.read(parent, files.path_at(above, b""))
         uid, gid = self._stored_owner(caller.uid, caller.gid)
         assert uid is not None and gid is not None
         if parent.st_mode & stat.S_ISGID:
@@ -852,15 +858,15 @@ class Union:
             elif mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
                 privileged = caller.may_set_group_id(self._shown(directory, parent)[1].st_gid)
                 mode = mode if privileged else mode & ~stat.S_ISGID
-        ownership.own(path, uid, gid)
+        ownership.own(place, uid, gid)
         default = b"" if stat.S_ISLNK(mode) else self._default_acl(directory)
         if default:
             mode, access = inherit(default, mode)
             if access is not None:
-                xattrs.put(path, ACCESS, access)
+                xattrs.put(place, ACCESS, access)
             if stat.S_ISDIR(mode):
-                xattrs.put(path, DEFAULT, default)
-        ownership.complete(path, uid, gid, mode, device)
+                xattrs.put(place, DEFAULT, default)
+        ownership.complete(place, uid, gid, mode, device)
 
     def _settle_allowed(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
         step = partial(self._settle, directory, name, at_fd, at, is_dir)
