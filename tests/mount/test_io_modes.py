@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
 import os
+import random
 import stat
 import subprocess
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support import requirements
+from tests.support import chattr, requirements, tree
 from tests.support.mounts import REPOSITORY, Layers, Mount, Mounts, our_program
 from tests.support.users import as_user
 
@@ -26,6 +31,9 @@ MODES = ("cached", "writeback", "passthrough")
 SIDES = ("plain", "kernel", *MODES)
 PAGE = mmap.PAGESIZE
 BODY = bytes(range(256)) * 79  # 20,224 bytes, no whole pages
+
+SEED = int(os.environ.get("UNIONFS_SEED", "1"))
+SECONDS = float(os.environ.get("UNIONFS_SECONDS", "4"))
 
 
 @dataclass
@@ -319,3 +327,228 @@ def _resident(fd: int, pages: int) -> int:
     finally:
         libc.munmap(address, size)
     return sum(page & 1 for page in found)
+
+
+# ---- what others change, and what may only grow ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_refresh_shows_a_lower_file_that_has_grown(scratch: Path, mounts: Mounts, mode: str) -> None:
+    layers = _layers(scratch)
+    _furnish(scratch / "lower")
+    mount = mounts.ours(layers, "-o", f"io={mode}")
+    assert (mount.target / "file").read_bytes() == BODY
+    with open(scratch / "lower" / "file", "ab") as file:
+        file.write(b"more")
+    subprocess.run([*our_program(), "refresh", str(mount.target)], cwd=REPOSITORY, timeout=20, check=True)
+    assert (mount.target / "file").read_bytes() == BODY + b"more"
+
+
+def test_writes_are_not_collected_where_lowers_may_change(scratch: Path) -> None:
+    _check_fallback(scratch, "writeback", ["-o", "lowers=live"], "io=writeback is not for lowers=live: files are cached")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_append_only_file_takes_appends_and_nothing_else(scratch: Path, mounts: Mounts, mode: str) -> None:
+    layers = _layers(scratch)
+    _furnish(scratch / "lower")
+    with chattr.cleared_at_the_end(scratch / "lower"):
+        chattr.set_flags(scratch / "lower" / "file", chattr.APPEND)
+        mount = mounts.ours(layers, "-o", f"io={mode}")
+        fd = os.open(mount.target / "file", os.O_WRONLY | os.O_APPEND)
+        for text in (b"one", b"two"):
+            os.write(fd, text)
+            os.fsync(fd)
+        os.close(fd)
+        assert (scratch / "upper" / "file").read_bytes() == BODY + b"onetwo"
+        with pytest.raises(PermissionError):
+            fd = os.open(mount.target / "file", os.O_WRONLY)
+            try:
+                os.pwrite(fd, b"x", 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        assert mount.unmount() == []
+    assert (scratch / "upper" / "file").read_bytes() == BODY + b"onetwo"
+
+
+# ---- where a mode cannot be had -------------------------------------------------------------------------------------------
+
+def test_the_engine_pyfuse3_says_that_it_caches_instead(scratch: Path) -> None:
+    _check_fallback(scratch, "passthrough", ["--engine=pyfuse3"], "io=passthrough is not for the engine pyfuse3: files are cached")
+
+
+def _check_fallback(scratch: Path, mode: str, more: list[str], warning: str) -> None:
+    layers = _layers(scratch)
+    _furnish(scratch / "lower")
+    target = scratch / "mnt"
+    target.mkdir()
+    command = [*our_program(), "mount", *more, "-o", f"io={mode}", "--lower", str(layers.lowers[0]), "--upper", str(layers.upper)]
+    done = subprocess.run([*command, "--work", str(layers.work), str(target)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, timeout=30, check=True, text=True)
+    try:
+        assert done.stderr.splitlines() == [f"unionfs: warning: {warning}"]
+        with open(target / "file", "r+b") as file:
+            file.write(b"NEW")
+        assert (target / "file").read_bytes() == b"NEW" + BODY[3:]
+    finally:
+        subprocess.run(["umount", str(target)], timeout=20, check=True)
+
+
+def test_layers_on_an_overlayfs_pass_through_and_on_two_are_served(scratch: Path, mounts: Mounts) -> None:
+    for name in ("bottom", "one", "two"):
+        (scratch / name).mkdir()
+    _furnish(scratch / "bottom")
+    above = scratch / "bottom"
+    for depth in ("one", "two"):
+        for name in ("upper", "work"):
+            (scratch / depth / name).mkdir()
+        above = mounts.kernel(Layers((above,), scratch / depth / "upper", scratch / depth / "work")).target
+        ours = scratch / depth / "ours"
+        for name in ("", "upper", "work"):
+            (ours / name).mkdir()
+        mount = mounts.ours(Layers((above,), ours / "upper", ours / "work"), "-o", "io=passthrough")
+        side = Side("passthrough", mount.target, "lower", mount)
+        if depth == "two":
+            mount.expect_log("the kernel refuses files of a layer")
+        assert (side / "file").read_bytes() == BODY
+        assert ("read" in side.requests()) == (depth == "two")
+        with open(side / "file", "r+b") as file:
+            file.write(b"NEW")
+        assert (side / "file").read_bytes() == b"NEW" + BODY[3:]
+
+
+# ---- under load -----------------------------------------------------------------------------------------------------------
+
+class Worker:
+    """Does the same to a directory of the mount and to a plain one, and compares what is read."""
+
+    def __init__(self, number: int, pair: tuple[Path, Path]) -> None:
+        self.rng = random.Random(f"{SEED} {number}")
+        self.pair = pair
+        self.held: list[tuple[int, int]] = []
+
+    def step(self) -> None:
+        name = f"f{self.rng.randrange(12)}"
+        verbs = (self.write, self.append, self.replace, self.remove, self.cut, self.hold, self.held_write, self.read, self.store)
+        self.rng.choice(verbs)(name)
+
+    def both(self, what: Callable[[Path], object], name: str) -> None:
+        found = []
+        for top in self.pair:
+            try:
+                found.append(what(top / name))
+            except FileNotFoundError:
+                found.append(None)
+        assert found[0] == found[1], f"{what.__name__} of {name}"
+
+    def _at(self) -> int:
+        return self.rng.randrange(60_000)
+
+    def _open(self, name: str, flags: int, then: Callable[[int], object]) -> None:
+        def opened(path: Path) -> object:
+            fd = os.open(path, flags, 0o644)
+            try:
+                return then(fd)
+            finally:
+                os.close(fd)
+
+        self.both(opened, name)
+
+    def write(self, name: str) -> None:
+        data, at = self.rng.randbytes(self.rng.randrange(9000)), self._at()
+        self._open(name, os.O_RDWR | os.O_CREAT, lambda fd: os.pwrite(fd, data, at))
+
+    def append(self, name: str) -> None:
+        data = self.rng.randbytes(300)
+        self._open(name, os.O_WRONLY | os.O_APPEND, lambda fd: os.write(fd, data))
+
+    def replace(self, name: str) -> None:
+        data = self.rng.randbytes(self.rng.randrange(20_000))
+        self._open("new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: os.write(fd, data))
+        self.both(lambda path: os.rename(path.with_name("new"), path), name)
+
+    def remove(self, name: str) -> None:
+        if self.rng.randrange(3) == 0:
+            self.both(os.unlink, name)
+
+    def cut(self, name: str) -> None:
+        at = self._at()
+        self.both(lambda path: os.truncate(path, at), name)
+
+    def hold(self, name: str) -> None:
+        """Keep it open, whatever becomes of its name."""
+        if len(self.held) < 4:
+            with contextlib.suppress(FileNotFoundError):
+                self.held.append((os.open(self.pair[0] / name, os.O_RDWR), os.open(self.pair[1] / name, os.O_RDWR)))
+
+    def held_write(self, name: str) -> None:
+        if self.held:
+            fds = self.held.pop(self.rng.randrange(len(self.held)))
+            data, at = self.rng.randbytes(5000), self._at()
+            for fd in fds:
+                os.pwrite(fd, data, at)
+            assert os.fstat(fds[0]).st_size == os.fstat(fds[1]).st_size
+            assert os.pread(fds[0], 1 << 17, 0) == os.pread(fds[1], 1 << 17, 0)
+            for fd in fds:
+                os.close(fd)
+
+    def read(self, name: str) -> None:
+        self.both(lambda path: (path.read_bytes(), os.stat(path).st_size), name)
+
+    def store(self, name: str) -> None:
+        data, where = self.rng.randbytes(100), self.rng.random()
+
+        def stored(fd: int) -> bytes:
+            size = os.fstat(fd).st_size
+            if size < len(data):
+                return b""
+            with mmap.mmap(fd, size) as mapped:
+                at = int((size - len(data)) * where)
+                mapped[at : at + len(data)] = data
+                return bytes(mapped)
+
+        self._open(name, os.O_RDWR, stored)
+
+    def run(self, until: float) -> None:
+        while time.monotonic() < until:
+            self.step()
+        for fds in self.held:
+            for fd in fds:
+                os.close(fd)
+
+
+@pytest.mark.timeout(90 + SECONDS * 3)
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_at_once_with_caches_dropped_all_the_time_see_what_a_plain_directory_shows(scratch: Path, mounts: Mounts, mode: str) -> None:
+    layers, plain = _layers(scratch), scratch / "plain"
+    assert layers.upper is not None
+    rng = random.Random(SEED)
+    for number in range(8):
+        for name in range(8):
+            body = rng.randbytes(rng.randrange(40_000))
+            for top in (scratch / "lower", plain):
+                (top / f"d{number}").mkdir(parents=True, exist_ok=True)
+                (top / f"d{number}" / f"f{name}").write_bytes(body)
+    mount = mounts.ours(layers, "-o", f"io={mode}")
+    until = time.monotonic() + SECONDS
+    children = []
+    for number in range(8):
+        child = os.fork()
+        if not child:
+            try:
+                Worker(number, (mount.target / f"d{number}", plain / f"d{number}")).run(until)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(child)
+    while time.monotonic() < until:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        time.sleep(0.05)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    ours = tree.snapshot(mount.target)
+    assert tree.difference(ours, tree.snapshot(plain), (mode, "plain")) == ""
+    assert mount.unmount() == []
+    theirs = mounts.kernel(layers)
+    assert tree.difference(ours, tree.snapshot(theirs.target), (mode, "the kernel's")) == ""

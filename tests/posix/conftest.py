@@ -20,6 +20,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("room", PLACES, indirect=True)
 
 
+def _house(param: str) -> tuple[str, str]:
+    """(which house, which place in it) an entry of PLACES means."""
+    kind, place, io = (*param.split("-"), "", "")[:3]
+    return io or kind, place or "plain"
+
+
 def _number(item: pytest.Item) -> str:
     """The name of an item's room."""
     return f"room{item.session.items.index(item)}"
@@ -29,17 +35,18 @@ def _number(item: pytest.Item) -> str:
 def houses(request: pytest.FixtureRequest, session_scratch: Path, module_mounts: Mounts) -> Iterator[dict[str, House]]:
     scratch = module_mounts.scratch
     found = {kind: House(kind, scratch, module_mounts) for kind in ("plain", "kernel", "ours")}
+    found.update((io, House("ours", scratch, module_mounts, io)) for io in ("writeback", "passthrough"))
     for item in request.session.items:
         if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec"):
-            kind, _, place = str(item.callspec.params["room"]).partition("-")
+            house, place = _house(str(item.callspec.params["room"]))
             marker = item.get_closest_marker("furniture")
-            found[kind].make(_number(item), place or "plain", marker.args[0] if marker else None)
+            found[house].make(_number(item), place, marker.args[0] if marker else None)
     yield found
-    for house in found.values():
-        house.tear_down()
+    for made in found.values():
+        made.tear_down()
 
 
 @pytest.fixture
 def room(request: pytest.FixtureRequest, houses: dict[str, House]) -> Room:
-    kind, _, place = str(request.param).partition("-")
-    return houses[kind].room(_number(request.node), place or "plain")
+    house, place = _house(str(request.param))
+    return houses[house].room(_number(request.node), place)

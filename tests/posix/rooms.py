@@ -29,17 +29,21 @@ from unionfs.linux.process import may_use_trusted_xattrs
 OLD = 1_000_000_000  # 2001; what is in a room was last changed then
 OLD_NS = OLD * 10**9 + 123_456_789
 CONTENT = b"the content of file\n"
-PLACES = ("plain", "kernel-upper", "kernel-lower", "kernel-merged", "ours-upper", "ours-lower", "ours-merged")
+PLACES = (
+    "plain", "kernel-upper", "kernel-lower", "kernel-merged", "ours-upper", "ours-lower", "ours-merged",
+    "ours-lower-writeback", "ours-lower-passthrough",
+)
 
 
 @dataclass(frozen=True)
 class Room:
-    """`kind` is plain, kernel or ours; `place` is plain, upper, lower or merged."""
+    """`kind` is plain, kernel or ours; `place` is plain, upper, lower or merged; `io` the mode of ours."""
 
     kind: str
     place: str
     path: Path
     in_upper: Path  # where its changes land on the disk; for a plain room the room itself
+    io: str = "cached"
 
     @property
     def of_users_kernel(self) -> bool:
@@ -152,11 +156,12 @@ def _spread(bottom: Path, top: Path) -> None:
 
 
 class House:
-    """All rooms of one module, on one filesystem."""
+    """All rooms of one module, on one filesystem; ours in the mode *io*."""
 
-    def __init__(self, kind: str, scratch: Path, mounts: Mounts) -> None:
+    def __init__(self, kind: str, scratch: Path, mounts: Mounts, io: str = "cached") -> None:
         self.kind = kind
-        self.root = scratch / kind
+        self.io = io
+        self.root = scratch / f"{kind}-{io}"
         self.mounts = mounts
         self.mount: Mount | None = None
         self.upper, self.top, self.bottom, self.work = (self.root / name for name in ("upper", "top", "bottom", "work"))
@@ -178,14 +183,15 @@ class House:
                 _age(built / name)
 
     def room(self, name: str, place: str) -> Room:
-        return Room(self.kind, place, self._visible() / name, self.upper / name)
+        return Room(self.kind, place, self._visible() / name, self.upper / name, self.io)
 
     def _visible(self) -> Path:
         if self.kind == "plain":
             return self.upper
         if self.mount is None or not self.mount.alive:  # a test before this one may have cost the mount its life
             layers = Layers((self.top, self.bottom), self.upper, self.work)
-            self.mount = self.mounts.by_kind(self.kind)(layers)
+            options = {} if self.io == "cached" else {"options": f"io={self.io}"}
+            self.mount = self.mounts.by_kind(self.kind)(layers, **options)
         return self.mount.target
 
     def tear_down(self) -> None:

@@ -99,6 +99,9 @@ def test_what_was_truncated_away_does_not_come_back(room: Room) -> None:
 
 def test_truncate_to_the_same_size_is_still_a_change_of_time(room: Room) -> None:
     os.truncate(room / "file", len(CONTENT))
+    if room.io == "writeback":  # the kernel believes its own times only, and cuts nothing here
+        assert os.stat(room / "file").st_mtime_ns == OLD_NS
+        return
     assert (room / "file").read_bytes() == CONTENT and os.stat(room / "file").st_mtime_ns > OLD_NS
 
 

@@ -192,4 +192,7 @@ def test_a_reader_sees_what_is_written_after_it_opened_the_file(room: Room) -> N
     os.close(writer)
     if room.kind == "kernel" and seen == b"the":
         return  # older kernels go on reading the lower file through a descriptor that is older than the copy-up
+    if room.io == "passthrough":
+        assert seen == b"the"  # the kernel keeps to what was opened
+        return
     assert seen == b"THE"

@@ -25,7 +25,8 @@ class Direct:
         wanted, depth = FLAGS, 0
         if settings.acl:
             wanted |= protocol.POSIX_ACL
-        if settings.io == "writeback":
+        self.keeps_sizes = settings.io == "writeback"
+        if self.keeps_sizes:
             wanted |= protocol.WRITEBACK_CACHE
         if settings.io == "passthrough" and not process.may_pass_through():
             warn("io=passthrough needs CAP_SYS_ADMIN in the initial user namespace: files are cached")

@@ -32,6 +32,7 @@ class Plain:
     ) -> None:
         if settings.io == "passthrough":
             warn("io=passthrough is not for the engine pyfuse3: files are cached")
+        self.keeps_sizes = settings.io == "writeback"
         logging.getLogger("pyfuse3").addFilter(_is_news)
         reader = Reader()
         self._operations = Operations(

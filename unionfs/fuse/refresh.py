@@ -90,6 +90,9 @@ class Refresher:
         await self._tell(gathered)
 
     async def _tell(self, outdated: Outdated) -> None:
+        if self._engine.keeps_sizes:  # of what it has forgotten it asks for the size, too
+            for number in outdated.numbers:
+                outdated.names.update(self._union.names(number))
         if len(outdated):
             await trio.to_thread.run_sync(tell_kernel, self._engine, outdated)
 

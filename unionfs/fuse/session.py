@@ -36,7 +36,12 @@ _FORGETTING_SECONDS = 1.0
 
 
 class Engine(Protocol):
-    """What serves: fuse/direct.py or fuse/plain.py."""
+    """What serves: fuse/direct.py or fuse/plain.py.
+
+    ``keeps_sizes``: the kernel takes no size and no time of a file it knows from us (FUSE_WRITEBACK_CACHE).
+    """
+
+    keeps_sizes: bool
 
     def requests(self) -> dict[str, int]:
         """How often each verb was asked."""
@@ -173,6 +178,9 @@ def serve(
         engine.forget_known()
 
     union.on_outdated = met
+    if settings.io == "writeback" and union.tree.watcher is not None:
+        warn("io=writeback is not for lowers=live: files are cached")
+        settings = settings._replace(io="cached")
     try:
         if settings.engine == "pyfuse3":
             from unionfs.fuse.plain import Plain

@@ -364,9 +364,15 @@ class Verbs:
     def _is_so(self, ino: int, change: Change) -> bool:
         """Whether *change* is what the kernel sends with io=writeback after *ino* was unlinked or renamed: times that it has already.
 
+        Or what it sends after writes to an append-only file, whose times nobody may set: they are those of the writes.
+
         Its time of last change, which is meant, cannot be set; and to copy up what is about to be forgotten is most of a deletion.
         """
-        if self._union.is_up(ino) or change != Change(mtime_ns=change.mtime_ns):
+        if change != Change(mtime_ns=change.mtime_ns):
+            return False
+        if self._union.is_append_only(ino):
+            return True
+        if self._union.is_up(ino):
             return False
         return self._union.getattr(ino)[1].st_mtime_ns == change.mtime_ns
 
@@ -474,10 +480,12 @@ class Verbs:
     def write(self, ino: int, body: memoryview) -> Answer:
         """handle, offset, size, flags, data -> how much was written"""
         _, offset, size, flags, _, _, _ = protocol.WRITE_IN.unpack_from(body)
-        self._bring_up(ino, offset=offset)
-        start = protocol.WRITE_IN.size
+        data, there = body[protocol.WRITE_IN.size :][:size], 0
+        if flags & protocol.WRITE_CACHE and self._union.is_append_only(ino):
+            there = self._union.appended(ino, offset, data)
+        self._bring_up(ino, offset=offset + there)
         writer = self._writer(flags & protocol.WRITE_KILL_SUIDGID)
-        return protocol.WRITE_OUT.pack(self._union.write(ino, offset, body[start : start + size], drop_suid=writer), 0)
+        return protocol.WRITE_OUT.pack(there + self._union.write(ino, offset + there, data[there:], drop_suid=writer), 0)
 
     def lseek(self, ino: int, body: memoryview) -> Answer:
         """handle, offset, whence -> offset of the next data or hole"""

@@ -200,6 +200,13 @@ class Union:
         if self.forgotten > _MANY_NODES:
             self.on_forgotten()
 
+    def names(self, ino: int) -> list[tuple[int, bytes]]:
+        """All known names of the object *ino*, unless it is a directory: (number of the directory, name)."""
+        node = self.tree.nodes.get(ino)
+        if node is None or node.directory is not None:
+            return []
+        return [(parent.ino, name) for parent, name in ((node.parent, node.name), *(node.links or ())) if parent is not None]
+
     def is_live(self, ino: int) -> bool:
         """Whether somebody still knows the node *ino*."""
         return self.tree.nodes.get(ino) is not None
@@ -341,6 +348,17 @@ class Union:
             except OSError:
                 break  # the caller learns it from the short count, the error from his next write
         return written
+
+    def appended(self, ino: int, offset: int, data: memoryview) -> int:
+        """How many of *data*, pages that the kernel has collected and wants to have at *offset*, the append-only file *ino* has already.
+
+        Pages begin before the end of the file. EPERM when they say something else there.
+        """
+        behind = self.tree.stat(self.tree.node(ino)).st_size - offset
+        there = max(0, min(behind, len(data)))
+        if self.read(ino, offset, there) != data[:there]:
+            raise error(errno.EPERM)
+        return there
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """Where from *offset* on the next data, or the next hole, begin: os.SEEK_DATA, os.SEEK_HOLE; ENXIO behind the end."""

@@ -20,6 +20,8 @@ from unionfs.overlay.watch import Watcher
 class Kernel:
     """An engine that hears what it is to tell the kernel, from which thread; ``gate`` holds it up."""
 
+    keeps_sizes = False
+
     def __init__(self) -> None:
         self.names: set[tuple[int, bytes]] = set()
         self.numbers: set[int] = set()
@@ -83,6 +85,17 @@ async def test_a_refresh_has_told_the_kernel_when_it_returns(world: World, kerne
     await refresher.refresh()
     assert kernel.names == {(1, b"file"), (1, b"new")} and {1, big} <= kernel.numbers and kernel.forgot
     assert threading.main_thread() not in kernel.threads
+
+
+async def test_a_kernel_that_keeps_sizes_forgets_the_names_of_files_too(world: World, kernel: Kernel) -> None:
+    view = world.open(writable=False)
+    view.snapshot()
+    big, parent = view.ino(b"big"), 1
+    await refresher_of(view, kernel).refresh()
+    assert big in kernel.numbers and (parent, b"big") not in kernel.names
+    kernel.keeps_sizes = True
+    await refresher_of(view, kernel).refresh()
+    assert (parent, b"big") in kernel.names
 
 
 async def test_serving_does_not_end_while_the_kernel_is_being_told(world: World, kernel: Kernel) -> None:

@@ -124,6 +124,20 @@ def test_space_of_a_protected_file_is_as_on_a_plain_one(world: World, scratch: P
     os.close(fd)
 
 
+def test_pages_for_an_append_only_file_may_say_what_is_there_already_and_nothing_else(world: World) -> None:
+    put(world.lowers[0] / "log", b"0123456789")
+    put(world.upper / "log", b"0123456789")
+    mark(world.upper / "log", "protattr", b"a")
+    view = world.open()
+    ino = view.ino(b"log")
+    assert view.union.appended(ino, 4, memoryview(b"456789more")) == 6
+    assert view.union.appended(ino, 10, memoryview(b"more")) == 0
+    assert view.union.appended(ino, 12, memoryview(b"beyond")) == 0
+    assert view.union.appended(ino, 2, memoryview(b"23")) == 2
+    with pytest.raises(PermissionError):
+        view.union.appended(ino, 4, memoryview(b"45X789more"))
+
+
 # ---- copies ----
 
 @pytest.fixture
