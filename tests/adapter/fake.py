@@ -76,6 +76,8 @@ class FakeUnion:
         self.vanished: set[bytes] = set()
         self.shown_xattrs: list[bytes] = []
         self.fd: int | None = None
+        self.restamped: list[int] = []
+        self.renumbered: list[int] = []
         self.st = a_stat()
         self.forgotten = 0
 
@@ -162,7 +164,11 @@ class FakeUnion:
         return self.drafts.get(ino)
 
     def take_restamped(self) -> list[int]:
-        return []
+        return self.restamped
+
+    def take_renumbered(self) -> list[int]:
+        taken, self.renumbered = self.renumbered, []
+        return taken
 
     def publish(self, ino: int, draft: FakeDraft) -> None:
         self._note("publish", ino)

@@ -94,9 +94,12 @@ def lower(path: Path, links: dict[str, str], *, others: tuple[str, ...] = ("sing
 class Pair:
     """Ours and the kernel's overlayfs on copies of one set of layers."""
 
-    def __init__(self, mounts: Mounts, scratch: Path, make: Callable[[Path], tuple[Path, ...]], features: str) -> None:
+    def __init__(
+        self, mounts: Mounts, scratch: Path, make: Callable[[Path], tuple[Path, ...]], features: str, engine: str = "channel"
+    ) -> None:
         self._mounts = mounts
         self._features = features
+        self._engine = engine
         sides = [scratch / name for name in ("ours", "kernel")]
         sides[0].mkdir()
         self._made = make(sides[0])
@@ -110,7 +113,10 @@ class Pair:
     def mount(self, *, crossed: bool = False) -> None:
         """Both, each on its own layers, or each on the other's."""
         ours, kernels = reversed(self.layers) if crossed else self.layers
-        self.live = [self._mounts.ours(ours, "-o", self._features), self._mounts.kernel(kernels, options=self._features)]
+        self.live = [
+            self._mounts.ours(ours, "-o", self._features, "--engine", self._engine),
+            self._mounts.kernel(kernels, options=self._features),
+        ]
 
     def unmount(self) -> None:
         complaints = [line for mount in self.live for line in mount.unmount()]
@@ -150,12 +156,14 @@ def two_lowers(side: Path) -> tuple[Path, ...]:
     return (top, base)
 
 
+#: Only where the server is asked when a file is opened: else the first write copies up.
+OPEN = "open, nothing written"
 MATRIX: dict[str, list[Step]] = {
     "nothing": [],
     "first is written": [("write", "a")],
     "second is written": [("write", "b")],
     "each is written": [("write", "b"), ("write", "d/c"), ("write", "a")],
-    "open, nothing written": [("look", "a"), ("look", "b"), ("open", "b")],
+    OPEN: [("look", "a"), ("look", "b"), ("open", "b")],
     "truncated": [("look", "b"), ("truncate", "a"), ("truncate", "d/c")],
     "attributes": [("chmod", "d/c"), ("chmod", "b")],
     "unlinked untouched": [("unlink", "a"), ("unlink", "d/c"), ("unlink", "b")],
@@ -180,7 +188,7 @@ SHAPES = {"one lower": one_lower, "two lowers": two_lowers}
 def test_names_of_one_lower_file_show_what_the_kernel_shows(
     mounts: Mounts, layer_root: Path, index: str, shape: str, case: str
 ) -> None:
-    pair = Pair(mounts, layer_root, SHAPES[shape], FEATURES.format(index))
+    pair = Pair(mounts, layer_root, SHAPES[shape], FEATURES.format(index), "pyfuse3" if case == OPEN else "channel")
     pair.mount()
     pair.assert_same("at first")
     for step in MATRIX[case]:
@@ -191,6 +199,22 @@ def test_names_of_one_lower_file_show_what_the_kernel_shows(
         pair.mount(crossed=crossed)
         pair.assert_same(("after", case, "crossed" if crossed else "each its own"))
         pair.unmount()
+
+
+def test_who_reads_a_directory_sees_the_new_number_of_what_was_copied_up(mounts: Mounts, layer_root: Path) -> None:
+    """The kernel answers a second listing from what it remembers of the first."""
+    (made,) = one_lower(layer_root)
+    for name in ("upper", "work"):
+        (layer_root / name).mkdir()
+    mount = mounts.ours(Layers((made,), layer_root / "upper", layer_root / "work"))
+    for name in ("a", "b", "d/c"):
+        path = mount.target / name
+        for _ in range(2):
+            before = {entry.name: entry.inode() for entry in os.scandir(path.parent)}
+        path.chmod(0o600)
+        after = {entry.name: entry.inode() for entry in os.scandir(path.parent)}
+        assert after[path.name] == path.stat().st_ino != before[path.name]
+        assert {found for found in before if before[found] != after[found]} == {path.name}
 
 
 def test_links_of_a_symlink_are_seen_and_broken_like_those_of_a_file(mounts: Mounts, layer_root: Path) -> None:

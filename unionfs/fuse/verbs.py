@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -159,13 +160,22 @@ class Verbs:
         def changing(ino: int, body: memoryview) -> Answer:
             self._known.clear()
             try:
-                return handler(ino, body)
+                answer = handler(ino, body)
             finally:
                 for restamped in self._union.take_restamped():
                     self._known.clear()
                     self.forget_attributes(restamped)
+            if isinstance(answer, bytes) and (renumbered := self._union.take_renumbered()):
+                # in a thread: who reads a listing holds its page, and may wait for us with it
+                raise Later(Job(partial(self._forget_listings, renumbered), lambda _: None, answer=answer))
+            return answer
 
         return changing
+
+    def _forget_listings(self, directories: list[int]) -> None:
+        for ino in directories:
+            with suppress(OSError):  # the kernel does not know it
+                self._channel.forget_object(ino)
 
     def forget_attributes(self, ino: int) -> None:
         """Have the kernel ask for the attributes of *ino* again."""

@@ -163,6 +163,8 @@ def publish(tree: Tree, node: Node, draft: Draft | DataDraft) -> None:
     if node.directory is None and draft.st.st_nlink > 1 and draft.origin is None and node.orphan is None:
         st = tree.stat(node)
         node.shown = tree.nodes.natural(st.st_dev, st.st_ino) or node.ino
+        if node.parent is not None:
+            tree.renumbered.add(node.parent)
     if data is None:
         tree.descriptors.drop_lower_data(node)
     else:

@@ -55,6 +55,8 @@ class Tree:
         self.orphans = Orphans(stack, self.descriptors, share)
         #: Directories whose time of last change copying up has moved on, which whoever remembers attributes has to learn.
         self.restamped: set[Node] = set()
+        #: Directories with an entry that got another number when it was copied up; see ``Union.take_renumbered``.
+        self.renumbered: set[Node] = set()
         #: Those whose data are on their way up, in a thread or about to be.
         self.filling: dict[Node, DataDraft] = {}
         #: Told of every directory that is read, when the lowers may change.

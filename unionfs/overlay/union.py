@@ -466,6 +466,14 @@ class Union:
         else:
             publish(self.tree, node, draft)
 
+    def take_renumbered(self) -> list[int]:
+        """The directories whose listings show another number for an entry than the kernel may remember, since the last call."""
+        renumbered = self.tree.renumbered
+        if not renumbered:
+            return []
+        self.tree.renumbered = set()
+        return [node.ino for node in renumbered if node.lookups or node is self.tree.root]
+
     def take_restamped(self) -> list[int]:
         """Numbers of the directories whose time of last change has moved on since the last call, because something was copied up."""
         restamped = self.tree.restamped
