@@ -214,13 +214,15 @@ class Channel:
         except Exception as exc:
             failure = exc
         for number, message in enumerate(job.waiting):
+            _, opcode, unique, *_ = protocol.IN_HEADER.unpack_from(message)
+            answer: bytes | int | None = job.answer
             if failure is not None and (number == 0 or job.answer is not None):
-                _, opcode, unique, *_ = protocol.IN_HEADER.unpack_from(message)
-                self._reply(unique, self._errno(opcode, failure))
-            elif job.answer is not None:
-                self._reply(protocol.IN_HEADER.unpack_from(message)[2], job.answer)
-            else:
+                answer = self._errno(opcode, failure)
+            if answer is None:
                 self._handle(memoryview(message))
+            else:
+                self._reply(unique, answer)
+                self.counts[opcode] += 1
 
     def _in_thread(self, work: Callable[[], object]) -> None:
         try:
