@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,9 @@ from unionfs.cli.entry import say
 from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.watch import Activity, megabytes
 from unionfs.errors import MountError, UsageError, printable
+
+
+_ENDING_SECONDS = 1.0
 
 
 class _Command(click.Command):
@@ -75,7 +79,7 @@ def _watch(device: str, target: bytes, interval: float, count: int | None, *, as
         try:
             after = state.ask(device, question)
         except MountError:
-            if any(mount.device == device for mount in state.all_mounts()):
+            if _stays(device):
                 raise
             raise MountError(f"{printable(target)}: the mount has gone") from None
         did = watching.activity(before, after)
@@ -86,6 +90,16 @@ def _watch(device: str, target: bytes, interval: float, count: int | None, *, as
         else:
             screen.show(_live_lines(target, did, after["requests"]))
         before = after
+
+
+def _stays(device: str) -> bool:
+    """Whether the mount *device* is still there after a moment: a server that ends stops answering before it is known to be gone."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while any(mount.device == device and mount.state != "elsewhere" for mount in state.all_mounts()):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(_ENDING_SECONDS / 20)
+    return False
 
 
 def _live_lines(target: bytes, did: Activity, totals: dict[str, int]) -> list[str]:
