@@ -235,14 +235,14 @@ class Comparison:
         a lower object that was removed since comes back to its name when it is copied up, as the next mount shows; and a directory
         in which it lists whiteouts that stat cannot find, or could have whiteouts by attribute in a lower part, is not empty to it.
         It touches the directory of a full one that a redirected one should replace, and fails after that. A metacopy for which the
-        redirect would be too long is not renamed by it, where we copy its data."""
+        redirect would be too long is not renamed or linked by it, where we copy its data."""
         kernel = self.sides[1]
         if step.verb.startswith("kept_"):
             kept = kernel.kept.get(step.arguments[0])
             if kept is None or kept.coherent:
                 return False
             return step.verb == "kept_read" or (step.verb in _KEPT_COPY_UP and _is_deleted(kept.fd))
-        if step.verb == "rename" and self.setting.metacopy == "on" and len(step.arguments[0]) >= REDIRECT_MAX:
+        if step.verb in ("rename", "link") and self.setting.metacopy == "on" and len(step.arguments[0]) >= REDIRECT_MAX:
             return True
         if step.verb in ("rmdir", "rename"):
             with contextlib.suppress(OSError):

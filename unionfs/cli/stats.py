@@ -16,7 +16,6 @@ from unionfs.cli.group import CONTEXT, as_bytes, debug_option
 from unionfs.cli.watch import Activity, megabytes
 from unionfs.errors import MountError, UsageError, printable
 
-
 _ENDING_SECONDS = 1.0
 
 
