@@ -87,17 +87,18 @@ def _digest(data: bytes) -> str:
 
 
 def _open(side: Side, path: bytes, flags: int, mode: int = 0o666) -> int:
-    """Open. The kernel copies up what is opened for writing, we what is written: where several links show the
-    difference in their count, a change that leaves no trace makes both copy up here. When the data of a metacopy come up, it
-    forgets its modification time, we do not: it becomes now."""
+    """Open. The kernel copies up what is opened for writing, we what is written: the count of links shows the difference, and a later mount
+    without the lower. So a change that leaves no trace makes both copy up here, with the data where attributes alone would do. When the
+    data of a metacopy come up, the kernel forgets its modification time, we do not: it becomes now."""
     fd = os.open(side.at(path), flags | os.O_NONBLOCK, mode)
     found = os.fstat(fd)
-    if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(found.st_mode) and (found.st_nlink > 1 or side.metacopy):
+    if flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(found.st_mode):
         uid = os.geteuid()
         os.seteuid(0)
         os.setxattr(fd, "trusted.copy-up", b"")
         os.removexattr(fd, "trusted.copy-up")
         if side.metacopy:
+            os.ftruncate(fd, found.st_size)
             os.utime(fd)
         os.seteuid(uid)
     return fd
