@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import tree
 from tests.support.hostile import MARKS, OTHER_MARKS, PREFIXES, a_name, a_value, fill
-from tests.support.mounts import REPOSITORY, Layers, Mount, MountFailed, Mounts
+from tests.support.mounts import REPOSITORY, Layers, Mount, MountFailed, Mounts, our_program
 from tests.support.traced import OPTIONS, between_marks, violations
 from tests.support.tree import fingerprint
 
@@ -71,7 +71,11 @@ def test_every_path_that_is_opened_lies_in_the_layers(mounts: Mounts, scratch: P
 
 @contextlib.contextmanager
 def traced(mount: Mount, trace: Path) -> Iterator[None]:
-    """strace on the mount's servers until they end, which the block sees to: threads born while strace lets go can stay stopped."""
+    """strace on the mount's servers until they end, which the block sees to: threads born while strace lets go can stay stopped.
+
+    Before, they import all they will ever import: who asks for statistics waits for that.
+    """
+    subprocess.run([*our_program(), "stats", mount.path], check=True, capture_output=True, timeout=30)
     pids = [word for pid in mount.servers for word in ("-p", str(pid))]
     tracer = subprocess.Popen(["strace", *OPTIONS, "-o", trace, *pids], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
