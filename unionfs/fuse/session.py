@@ -192,12 +192,14 @@ def serve(
         else:
             from unionfs.fuse.direct import Direct
 
-            if prepare_first or union.tree.watcher is not None:
+            at_once = prepare_first or union.tree.watcher is not None
+            if at_once:
                 prepare()
                 on_prepared()
             engine = direct = Direct(union, fuse_fd, settings, on_ready, warn)
             _quieten_collector()
-            direct.channel.serve_bare([interrupted.fileno(), *([] if control is None else [control.fileno()])], _Fetch(on_prepared))
+            if not at_once:
+                direct.channel.serve_bare([interrupted.fileno(), *([] if control is None else [control.fileno()])], _Fetch(on_prepared))
             if direct.channel.closed:
                 return
         import trio

@@ -128,6 +128,9 @@ class Verbs:
         self._trust(min(self._timeout, seconds))
         self._known_limit = 0
         self._known.clear()
+        for node in self._union.tree.nodes:  # it goes by a directory's times whether it may show the listing that it has
+            if node.directory is not None:
+                self.forget_attributes(node.ino)
 
     def forget_known(self) -> None:
         """The layers have changed: ask anew."""

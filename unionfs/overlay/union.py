@@ -183,9 +183,9 @@ class Union:
         for outdated in refresh_directory(self.tree, directory):
             self.on_outdated(outdated)
 
-    def _catch_up(self, directory: Node) -> None:
+    def _catch_up(self, directory: Node, *, at_once: bool = False) -> None:
         watcher = self.tree.watcher
-        if watcher is not None and watcher.is_outdated(directory):
+        if watcher is not None and watcher.is_outdated(directory, at_once=at_once):
             self.refresh_directory(directory)
 
     def _shown(self, node: Node, st: os.stat_result) -> tuple[Node, os.stat_result]:
@@ -246,7 +246,7 @@ class Union:
         """
         node = self.tree.directory(ino)
         if after < 1:
-            self._catch_up(node)
+            self._catch_up(node, at_once=True)
             yield b".", 1, node
         if after < _DOTS:
             yield b"..", _DOTS, node.parent or node

@@ -135,10 +135,13 @@ class Watcher:
             for layer in [layer for layer, watch in parts.items() if watch == number]:
                 del parts[layer]
 
-    def is_outdated(self, node: Node) -> bool:
-        """Whether the polled directory *node* is another than it was when it was read. Never, for one that is watched."""
+    def is_outdated(self, node: Node, *, at_once: bool = False) -> bool:
+        """Whether the polled directory *node* is another than it was when it was read. Never, for one that is watched.
+
+        Looked at *at_once*, or now and then: for a listing, which the kernel may keep for as long as the directory's times stay.
+        """
         parts = self._polled.get(node)
-        if parts is None or time.monotonic() - self._looked.get(node, 0.0) < POLL_SECONDS:
+        if parts is None or not at_once and time.monotonic() - self._looked.get(node, 0.0) < POLL_SECONDS:
             return False
         self._looked[node] = time.monotonic()
         paths = {} if node.directory is None else dict(node.directory.lowers)
