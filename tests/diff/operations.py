@@ -20,6 +20,7 @@ from typing import Any
 from tests.support import tree
 
 NOREPLACE, EXCHANGE = 1, 2
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -253,6 +254,44 @@ def truncate(side: Side, path: bytes, size: int) -> Answer:
 def fsync(side: Side, path: bytes) -> Answer:
     with _opened(side, path, os.O_RDONLY) as fd:
         os.fsync(fd)
+
+
+def allocate(side: Side, path: bytes, mode: int, offset: int, length: int) -> Answer:
+    with _opened(side, path, os.O_RDWR) as fd:
+        if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+
+
+def extents(side: Side, path: bytes) -> Answer:
+    """Where the data and the holes of a file begin."""
+    with _opened(side, path, os.O_RDONLY) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "no file"
+        found, at = [], 0
+        with contextlib.suppress(OSError):  # ENXIO: there is no more
+            while True:
+                found.append(at := os.lseek(fd, at, os.SEEK_DATA))
+                found.append(at := os.lseek(fd, at, os.SEEK_HOLE))
+        return found
+
+
+def copy_range(side: Side, path: bytes, target: bytes, offset: int, target_offset: int, length: int) -> Answer:
+    with _opened(side, path, os.O_RDONLY) as source, _opened(side, target, os.O_WRONLY) as fd:
+        return os.copy_file_range(source, fd, length, offset, target_offset)
+
+
+def unnamed(side: Side, path: bytes, name: bytes, mode: int, data: bytes) -> Answer:
+    """A file without a name, written to and then given one."""
+    fd = os.open(side.at(path), os.O_TMPFILE | os.O_RDWR, mode)
+    try:
+        os.write(fd, data)
+        before = facts(os.fstat(fd))
+        given = os.path.join(side.at(path), name)
+        if _libc.linkat(_AT_FDCWD, b"/proc/self/fd/%d" % fd, _AT_FDCWD, given, 0x400):  # AT_SYMLINK_FOLLOW
+            raise OSError(ctypes.get_errno(), "linkat")
+        return before, facts(os.fstat(fd)), facts(os.lstat(given))
+    finally:
+        os.close(fd)
 
 
 # ---- files kept open over other operations ----

@@ -26,7 +26,7 @@ from tests.diff.layers import (
     targets,
     visible,
 )
-from tests.diff.operations import EXCHANGE, NOREPLACE
+from tests.diff.operations import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO_RANGE
 from tests.diff.settings import Setting, later
 from tests.support import acl
 
@@ -46,6 +46,9 @@ _umasks = st.sampled_from([0o022, 0o022, 0o000, 0o077])
 _slots = st.integers(0, 1)
 _offsets = st.sampled_from([0, 3, 4095, 6000])
 _sizes = st.sampled_from([0, 1, 4096, 10_000])
+_lengths = st.sampled_from([1, 4096, 10_000])
+_allocations = st.sampled_from([0, KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE, ZERO_RANGE])
+_new_names = st.sampled_from(sorted({os.path.basename(path) for path in UNIVERSE}))
 _ids = st.sampled_from([-1, 0, 1000, 1001, 1002])
 _moments = st.sampled_from([OLD * 10**9 + 987_654_321, (OLD - 5) * 10**9, 0, 10**9 - 1])
 _follow = st.booleans()
@@ -117,6 +120,8 @@ def steps_on(seen: dict[bytes, str]) -> st.SearchStrategy[Step | None]:
         verb("read", files), verb("write", files, _offsets, small_data, as_root=True),
         verb("write", files, _offsets, small_data), verb("write_mapped", files, small_data, as_root=True),
         verb("truncate", files, _sizes), verb("fsync", things),
+        verb("allocate", files, _allocations, _offsets, _lengths), verb("extents", files),
+        verb("copy_range", files, files, _offsets, _offsets, _lengths), verb("unnamed", directories, _new_names, file_modes, small_data),
         verb("keep", _slots, files, st.just(os.O_RDWR), as_root=True), verb("keep", _slots, files, st.just(os.O_RDWR)),
         verb("keep", _slots, files, st.just(os.O_WRONLY | os.O_APPEND), as_root=True),
         verb("keep", _slots, things, _access), verb("keep", _slots, directories, st.just(os.O_RDONLY)),

@@ -31,13 +31,15 @@ OLD_NS = OLD * 10**9 + 123_456_789
 CONTENT = b"the content of file\n"
 PLACES = (
     "plain", "kernel-upper", "kernel-lower", "kernel-merged", "ours-upper", "ours-lower", "ours-merged",
-    "ours-lower-writeback", "ours-lower-passthrough",
+    "ours-lower-writeback", "ours-lower-passthrough", "ours-upper-pyfuse3", "ours-lower-pyfuse3", "ours-merged-pyfuse3",
 )
+#: The last words of these, and what -o says for them.
+SERVED = {"cached": "", "writeback": "io=writeback", "passthrough": "io=passthrough", "pyfuse3": "engine=pyfuse3"}
 
 
 @dataclass(frozen=True)
 class Room:
-    """`kind` is plain, kernel or ours; `place` is plain, upper, lower or merged; `io` the mode of ours."""
+    """`kind` is plain, kernel or ours; `place` is plain, upper, lower or merged; `io` how ours is served, of SERVED."""
 
     kind: str
     place: str
@@ -156,7 +158,7 @@ def _spread(bottom: Path, top: Path) -> None:
 
 
 class House:
-    """All rooms of one module, on one filesystem; ours in the mode *io*."""
+    """All rooms of one module, on one filesystem; ours served as *io* says."""
 
     def __init__(self, kind: str, scratch: Path, mounts: Mounts, io: str = "cached") -> None:
         self.kind = kind
@@ -190,7 +192,7 @@ class House:
             return self.upper
         if self.mount is None or not self.mount.alive:  # a test before this one may have cost the mount its life
             layers = Layers((self.top, self.bottom), self.upper, self.work)
-            options = {} if self.io == "cached" else {"options": f"io={self.io}"}
+            options = {"options": SERVED[self.io]} if SERVED[self.io] else {}
             self.mount = self.mounts.by_kind(self.kind)(layers, **options)
         return self.mount.target
 

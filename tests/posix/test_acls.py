@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.posix.rooms import Room, fails_with, furniture
 from tests.support.acl import ACCESS, DEFAULT, encode
 from tests.support.users import as_user
@@ -134,6 +136,7 @@ def test_files_and_directories_inherit_the_default_acl(room: Room) -> None:
     assert mode_of(room / "heirs" / "file") == 0o660 and mode_of(room / "heirs" / "directory") == 0o770
 
 
+@pytest.mark.beyond_pyfuse3
 @furniture(with_acls)
 def test_the_umask_is_not_applied_below_a_default_acl(room: Room) -> None:
     with umask(0o077):

@@ -41,6 +41,7 @@ def with_holes(room: Path) -> None:
         os.pwrite(file.fileno(), b"data", SPARSE // 2)
 
 
+@pytest.mark.beyond_pyfuse3
 @furniture(with_holes)
 def test_holes_are_seen_and_kept(room: Room) -> None:
     fd = os.open(room / "sparse", os.O_RDONLY)
@@ -57,6 +58,7 @@ def test_holes_are_seen_and_kept(room: Room) -> None:
     assert (room / "sparse").stat().st_blocks * 512 < SPARSE
 
 
+@pytest.mark.beyond_pyfuse3
 @pytest.mark.parametrize("mode", [0, KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE, ZERO_RANGE])
 def test_space_is_made_and_given_back(room: Room, mode: int) -> None:
     (room / "wide").write_bytes(b"x" * 65536)
@@ -83,6 +85,7 @@ def test_ranges_are_copied_between_files_and_within_one(room: Room) -> None:
         os.close(target)
 
 
+@pytest.mark.beyond_pyfuse3
 def test_a_file_without_a_name_can_be_given_one(room: Room) -> None:
     fd = os.open(room / "directory", os.O_TMPFILE | os.O_RDWR, 0o640)
     try:
@@ -98,6 +101,7 @@ def test_a_file_without_a_name_can_be_given_one(room: Room) -> None:
     assert (room / "directory" / "named").stat().st_mode & 0o7777 == 0o640 & ~_umask()
 
 
+@pytest.mark.beyond_pyfuse3
 def test_a_file_without_a_name_belongs_to_who_made_it(room: Room) -> None:
     def make() -> tuple[int, int]:
         fd = os.open(room / "users", os.O_TMPFILE | os.O_WRONLY, 0o600)
@@ -116,6 +120,7 @@ def run(*command: str | Path) -> str:
     return done.stdout if done.returncode == 0 else "refused"
 
 
+@pytest.mark.beyond_pyfuse3
 @pytest.mark.root
 @pytest.mark.parametrize("name", ["file", "directory"])
 @pytest.mark.parametrize("letter", ["A", "d", "i", "a"])
@@ -134,6 +139,7 @@ def test_chattr_sets_what_lsattr_shows(room: Room, name: str, letter: str) -> No
     at.rename(room / "moved")
 
 
+@pytest.mark.beyond_pyfuse3
 @pytest.mark.root
 def test_chattr_is_for_the_owner_and_immutable_for_root(room: Room) -> None:
     assert as_user(lambda: run("chattr", "+d", room / "file")) == "refused"
@@ -142,6 +148,7 @@ def test_chattr_is_for_the_owner_and_immutable_for_root(room: Room) -> None:
     (room / "mine").write_bytes(b"not immutable")
 
 
+@pytest.mark.beyond_pyfuse3
 def test_a_file_tells_when_it_was_born(room: Room) -> None:
     (room / "new").touch()
     told = run("stat", "-c", "%W", room / "new")

@@ -228,15 +228,19 @@ class Mounts:
         return self._keep(Mount(target, layers, "fuse-overlayfs", None, _servers_of(target)))
 
     def by_kind(self, kind: str) -> Callable[..., Mount]:
-        """The mounting function of a name: ours, kernel or fuse-overlayfs. It takes the layers, a target, and as `options` a text of -o."""
+        """The mounting function of a name: ours, pyfuse3 (our reference engine), kernel or fuse-overlayfs. It takes the layers, a target,
+        and as `options` a text of -o."""
         def ours(layers: Layers, *, options: str = "", target: Path | None = None) -> Mount:
             return self.ours(layers, *(("-o", options) if options else ()), target=target)
+
+        def pyfuse3(layers: Layers, *, options: str = "", target: Path | None = None) -> Mount:
+            return ours(layers, options=",".join(filter(None, ("engine=pyfuse3", options))), target=target)
 
         def fuse_overlayfs(layers: Layers, *, options: str = "", target: Path | None = None) -> Mount:
             return self.fuse_overlayfs(layers, target=target)
 
         functions: dict[str, Callable[..., Mount]] = {
-            "ours": ours, "kernel": self.kernel, "fuse-overlayfs": fuse_overlayfs}
+            "ours": ours, "pyfuse3": pyfuse3, "kernel": self.kernel, "fuse-overlayfs": fuse_overlayfs}
         return functions[kind]
 
     def close(self) -> list[str]:

@@ -368,8 +368,8 @@ class Verbs:
             return self._about(ino) + self._attributes(self._union.getattr(ino))
         self._bring_up(ino, change.size, data=change.size is not None, unless=change.unless)
         drops = valid & protocol.FATTR_KILL_SUIDGID
-        if self._passthrough is not None and not valid & ~protocol.FATTR_FH:
-            # from a write that will not come here (file_remove_privs), and for a file's capabilities from root's as well
+        if not valid & ~protocol.FATTR_FH:
+            # from file_remove_privs: before fallocate, and a write that will not come here; for a file's capabilities from root's as well
             drops = not process.may_keep_suid(self._channel.pid)
         found = self._union.setattr(ino, change, drop_suid=self._writer(drops))
         return self._about(ino) + self._attributes(found)
