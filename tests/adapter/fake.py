@@ -16,8 +16,9 @@ import trio
 from pyfuse3 import EntryAttributes, RequestContext, SetattrFields
 
 from unionfs.fuse.ops import Operations
+from unionfs.overlay.make import Caller
 from unionfs.overlay.node import LayerEntry, Node
-from unionfs.overlay.union import Caller, Change, Union
+from unionfs.overlay.union import Change, Union
 
 T = TypeVar("T")
 TIMEOUT = 300.0

@@ -16,7 +16,8 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT, ModeT
 
 from tests.adapter.fake import ROOT, TIMEOUT, USER, FakeDraft, FakeUnion, attributes, fields, operations
 from unionfs.fuse.ops import Operations
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.make import Caller
+from unionfs.overlay.union import Change
 
 TOP, FILE = InodeT(1), InodeT(7)
 FH = FileHandleT(7)

@@ -18,8 +18,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, RequestContext, SetattrFields
 
 from unionfs.fuse import attrs
+from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
-from unionfs.overlay.union import Caller, Union
+from unionfs.overlay.union import Union
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -19,10 +19,11 @@ from unionfs.fuse import protocol
 from unionfs.fuse.channel import MAX_WRITE, Answer, Channel, Job, Later
 from unionfs.fuse.protocol import Opcode, zero_ended
 from unionfs.linux import process
+from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
 from unionfs.overlay.owners import CAPABILITY
 from unionfs.overlay.protection import APPEND, IMMUTABLE
-from unionfs.overlay.union import Caller, Change, Union
+from unionfs.overlay.union import Change, Union
 
 if TYPE_CHECKING:
     from unionfs.fuse.passthrough import Passthrough

@@ -21,11 +21,12 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from unionfs.errors import error
 from unionfs.linux import files, xattrs
 from unionfs.linux.libc import give_back_memory
-from unionfs.overlay.acl import ACCESS, DEFAULT, inherit
+from unionfs.overlay.acl import ACCESS, DEFAULT
 from unionfs.overlay.bring_up import begin_copy_up, bring_name_up, bring_up, copy_up_directory, publish
 from unionfs.overlay.copy_up import DataDraft, Draft
 from unionfs.overlay.file_attributes import FLAGS, FSXATTR, attributes, set_attributes
 from unionfs.overlay.layer import Layer
+from unionfs.overlay.make import Caller, Maker
 from unionfs.overlay.node import Index, LayerEntry, Node, Orphan
 from unionfs.overlay.owners import CAPABILITY, without_suid
 from unionfs.overlay.ownership import PLAIN
@@ -36,7 +37,6 @@ from unionfs.overlay.rename import rename, to_bring_up
 from unionfs.overlay.stack import Stack
 from unionfs.overlay.tree import NAME_MAX, Tree
 from unionfs.overlay.unlocked import Loose
-from unionfs.overlay.whiteout import OPAQUE
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -70,22 +70,6 @@ def unlocking(
     return decorate
 
 
-class Caller(NamedTuple):
-    """Who asks: owner of what is made. ``in_group`` answers whether he is a member of a group besides ``gid``.
-
-    ``umask``: what is taken from the mode of what he makes, unless the directory's default ACL decides; 0 where the kernel has seen to it.
-    """
-
-    uid: int
-    gid: int
-    in_group: Callable[[int], bool] = lambda _gid: False
-    umask: int = 0
-
-    def may_set_group_id(self, gid: int) -> bool:
-        """Whether a file of the group *gid* (as it is shown) may have sgid if he says so (kernel in_group_or_capable)."""
-        return self.uid == 0 or self.gid == gid or self.in_group(gid)
-
-
 class Change(NamedTuple):
     """What setattr should change; None leaves a field as it is. Times in nanoseconds; *now*: they are those of this moment."""
 
@@ -117,8 +101,8 @@ class Union:
         #: Nodes that died since memory was last given back.
         self.forgotten = 0
         self._acl = acl
-        self._owner = os.geteuid(), os.getegid()
         self._owners = stack.features.owners
+        self._maker = Maker(self.tree, acl=acl)
         self._selinux = xattrs.selinux_is_on()
         #: Told what the kernel has to forget when a verb meets layers that were changed under us.
         self.on_outdated: Callable[[Outdated], None] = lambda _: None
@@ -702,7 +686,7 @@ class Union:
             return fd
 
         try:
-            made = self._make(parent, name, stat.S_IFREG | mode, caller, make)
+            made = self._made(parent, name, stat.S_IFREG | mode, caller, make)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
@@ -713,7 +697,7 @@ class Union:
     @unlocking((0, 1))
     def make_directory(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, os.stat_result]:
         """A new directory, opaque where one was deleted: nothing of the lowers comes back in it."""
-        return self._make(
+        return self._made(
             parent, name, stat.S_IFDIR | mode, caller, lambda dir_fd, at, mode: os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
         )
 
@@ -728,12 +712,12 @@ class Union:
         def make(dir_fd: int, at: bytes, mode: int) -> None:
             os.mknod(at, self.tree.upper.ownership.backing(mode), device, dir_fd=dir_fd)
 
-        return self._make(parent, name, mode, caller, make, device)
+        return self._made(parent, name, mode, caller, make, device)
 
     @unlocking((0, 1))
     def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, os.stat_result]:
         """A symlink to *target*."""
-        return self._make(
+        return self._made(
             parent, name, stat.S_IFLNK | 0o777, caller, lambda dir_fd, at, _: os.symlink(target, at, dir_fd=dir_fd)
         )
 
@@ -743,23 +727,12 @@ class Union:
 
         ``link`` makes it an ordinary one; until then it is gone when it is forgotten. EOPNOTSUPP where the filesystem of upper has none.
         """
-        tree = self.tree
-        directory = tree.directory(parent)
-        if directory.orphan is not None:
-            raise error(errno.ENOENT)
-        refuse(tree.descriptors.protection(directory), APPEND)
-        copy_up_directory(tree, directory)
-        mode = self._masked(directory, stat.S_IFREG | mode, caller)
-        fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=tree.work.fd)
-        try:
-            self._endow(directory, fd, mode, caller, 0)
-            node, st = tree.made_unnamed(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        tree.descriptors.keep_file(node, fd)
-        node.lookups += 1
-        return self._shown(node, st)
+        return self._shown(*self._maker.unnamed(self.tree.directory(parent), mode, caller))
+
+    def _made(
+        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes, int], int | None], device: int = 0
+    ) -> tuple[Node, os.stat_result]:
+        return self._shown(*self._maker.make(self.tree.directory(parent), name, mode, caller, make, device))
 
     @unlocking(0, (1, 2))
     def link(self, ino: int, parent: int, name: bytes) -> tuple[Node, os.stat_result]:
@@ -769,9 +742,9 @@ class Union:
             raise error(errno.EPERM)
         tree = self.tree
         refuse(tree.descriptors.protection(node))
-        directory = self._vacant(parent, name)
+        directory = self._maker.vacant(tree.directory(parent), name)
         if node.orphan is not None:
-            at_fd, at = self._workplace(directory, name)
+            at_fd, at = self._maker.workplace(directory, name)
             tree.orphans.link(node, at_fd, at)
         else:
             assert node.parent is not None
@@ -779,148 +752,19 @@ class Union:
             redirect_file(tree, node)
             tree.pass_on_impurity(node.parent, directory)
             source = tree.upper_fd(node.parent)
-            at_fd, at = self._workplace(directory, name)
+            at_fd, at = self._maker.workplace(directory, name)
             os.link(node.name, at, src_dir_fd=source, dst_dir_fd=at_fd, follow_symlinks=False)
         try:
-            self._settle(directory, name, at_fd, at, False)
+            self._maker.settle(directory, name, at_fd, at, False)
         except BaseException:
             tree.work.discard(at)
             raise
-        entry = self._enter(directory, name, stat.S_IFREG)
+        entry = self._maker.enter(directory, name, stat.S_IFREG)
         tree.add_name(node, directory, name, entry)
         node.lookups += 1
         st = tree.stat(node)
         entry.kind = stat.S_IFMT(st.st_mode)
         return self._shown(node, st)
-
-    def _vacant(self, parent: int, name: bytes) -> Node:
-        """The directory *parent*, in upper, where *name* may be made.
-
-        EEXIST, ENOENT (directory removed), ENAMETOOLONG, EROFS, EINVAL (a name that would be a mark).
-        """
-        tree = self.tree
-        directory = tree.directory(parent)
-        if tree.find(directory, name) is not None:
-            raise error(errno.EEXIST, name)
-        if len(name) > NAME_MAX:
-            raise error(errno.ENAMETOOLONG)
-        if tree.stack.names.is_mark(name):
-            raise error(errno.EINVAL, name)
-        if directory.orphan is not None:
-            raise error(errno.ENOENT)
-        refuse(tree.descriptors.protection(directory), APPEND)
-        copy_up_directory(tree, directory)
-        tree.settle_whiteout(directory, name)
-        return directory
-
-    def _make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, make: Callable[[int, bytes, int], int | None], device: int = 0
-    ) -> tuple[Node, os.stat_result]:
-        """Make an object by ``make(dir_fd, name, mode)``, which returns its descriptor if it has opened one.
-
-        In place where one call makes it right; over a whiteout, or for an owner other than ourselves, it is built in work and moved in.
-        """
-        directory = self._vacant(parent, name)
-        tree = self.tree
-        at_fd, at = self._workplace(directory, name, direct=self._is_ours(caller))
-        mode = self._masked(directory, mode, caller)
-        opened = make(at_fd, at, mode)
-        if at_fd == tree.work.fd:
-            try:
-                self._endow(directory, files.path_at(at_fd, at) if opened is None else opened, mode, caller, device)
-                self._settle_allowed(directory, name, at_fd, at, stat.S_ISDIR(mode))
-            except BaseException:
-                tree.work.discard(at)
-                raise
-        entry = self._enter(directory, name, stat.S_IFMT(mode))
-        try:
-            node, st = tree.made(directory, name, entry)
-        except PermissionError as exc:  # the verb must not be done again: the object is there
-            node, st = tree.lender.retry(exc, partial(tree.made, directory, name, entry), [directory], lambda: ())
-        node.lookups += 1
-        return self._shown(node, st)
-
-    def _masked(self, directory: Node, mode: int, caller: Caller) -> int:
-        """The *mode* with which something is made in *directory*: a default ACL takes the place of the umask (posix_acl_create).
-
-        Under noacl there is none for the umask, though the filesystem below may go by it all the same (mode_strip_umask).
-        """
-        if stat.S_ISLNK(mode) or self._acl and self._default_acl(directory):
-            return mode
-        return mode & ~caller.umask
-
-    def _default_acl(self, directory: Node) -> bytes:
-        """What is made in *directory*, which is in upper, inherits; empty where there is none. Every verb that makes something asks."""
-        assert directory.directory is not None
-        found = directory.directory.default_acl
-        if found is None:
-            found = xattrs.find(files.path_at(self.tree.upper_fd(directory), b""), DEFAULT) or b""
-            directory.directory.default_acl = found
-        return found
-
-    def _is_ours(self, caller: Caller) -> bool:
-        """Whether what we make is as *caller* must have it, with no more done to it."""
-        return self.tree.upper.ownership.attribute is None and self._stored_owner(caller.uid, caller.gid) == self._owner
-
-    def _workplace(self, directory: Node, name: bytes, *, direct: bool = True) -> tuple[int, bytes]:
-        """Where to make *name*: in place when *direct* and no whiteout is in the way, else in work."""
-        if direct and name not in self.tree.index(directory).whiteouts:
-            return self.tree.upper_fd(directory), name
-        return self.tree.work.fd, self.tree.work.name()
-
-    def _endow(self, directory: Node, place: files.Place, mode: int, caller: Caller, device: int) -> None:
-        """Give what was made in work, and is at *place*, what it would have got in *directory*: owner, setgid group, default ACL, mode."""
-        ownership = self.tree.upper.ownership
-        above = self.tree.upper_fd(directory)
-        parent = os.fstat(above)
-        if ownership is not PLAIN:
-            parent = ownership.read(parent, files.path_at(above, b""))
-        uid, gid = self._stored_owner(caller.uid, caller.gid)
-        assert uid is not None and gid is not None
-        if parent.st_mode & stat.S_ISGID:
-            gid = parent.st_gid
-            if stat.S_ISDIR(mode):
-                mode |= stat.S_ISGID
-            elif mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-                privileged = caller.may_set_group_id(self._shown(directory, parent)[1].st_gid)
-                mode = mode if privileged else mode & ~stat.S_ISGID
-        ownership.own(place, uid, gid)
-        default = b"" if stat.S_ISLNK(mode) else self._default_acl(directory)
-        if default:
-            mode, access = inherit(default, mode)
-            if access is not None:
-                xattrs.put(place, ACCESS, access)
-            if stat.S_ISDIR(mode):
-                xattrs.put(place, DEFAULT, default)
-        ownership.complete(place, uid, gid, mode, device)
-
-    def _settle_allowed(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
-        step = partial(self._settle, directory, name, at_fd, at, is_dir)
-        try:
-            step()
-        except PermissionError as exc:
-            self.tree.lender.retry(exc, step, [directory], lambda: [(at_fd, at)])
-
-    def _settle(self, directory: Node, name: bytes, at_fd: int, at: bytes, is_dir: bool) -> None:
-        """Move what was made in work to its name, in one step that also takes the whiteout away."""
-        tree = self.tree
-        if at_fd != tree.work.fd:
-            return
-        upper_fd = tree.upper_fd(directory)
-        if name not in tree.index(directory).whiteouts:
-            files.renameat2(at_fd, at, upper_fd, name, files.RENAME_NOREPLACE if is_dir else 0)
-            return
-        if is_dir:
-            xattrs.put(files.path_at(at_fd, at), self.stack.names.opaque, OPAQUE)
-        tree.work.place_over_whiteout(at, upper_fd, name, directory=is_dir)
-
-    def _enter(self, directory: Node, name: bytes, kind: int) -> LayerEntry:
-        """The index entry of what was just made; a whiteout that was there says that something is below."""
-        index = self.tree.index(directory)
-        entry = index.add(name, self.tree.upper, kind)
-        entry.below = name in index.whiteouts
-        index.whiteouts.discard(name)
-        return entry
 
     # -- removing and moving ---------------------------------------------------------------------------------------------
 

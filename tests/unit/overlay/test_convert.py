@@ -27,8 +27,8 @@ from unionfs.overlay.check import check
 from unionfs.overlay.convert import Target, convert
 from unionfs.overlay.diff import changes
 from unionfs.overlay.features import Features, Redirect
+from unionfs.overlay.make import Caller
 from unionfs.overlay.owners import CONTAINERS_STAT
-from unionfs.overlay.union import Caller
 
 pytestmark = pytest.mark.skipif(USERXATTR, reason="redirects, whiteouts and trusted.* attributes: needs root")
 

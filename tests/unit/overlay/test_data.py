@@ -13,7 +13,7 @@ from tests.posix.rooms import fails_with
 from tests.support import chattr
 from tests.unit.overlay.world import View, World, mark, put
 from unionfs.linux import files
-from unionfs.overlay.union import Caller
+from unionfs.overlay.make import Caller
 
 BLOCK = 1 << 16
 USER = Caller(1000, 1000)

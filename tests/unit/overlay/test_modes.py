@@ -18,8 +18,9 @@ from tests.support import acl, chattr
 from tests.support.users import GROUP, USER, as_user
 from tests.unit.overlay.world import ME, View, World, mark, put
 from unionfs.linux import xattrs
+from unionfs.overlay.make import Caller
 from unionfs.overlay.owners import CONTAINERS_STAT, Ids, Owners
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.union import Change
 
 pytestmark = pytest.mark.usefixtures("root")
 

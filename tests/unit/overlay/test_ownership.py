@@ -15,8 +15,9 @@ from tests.support import acl
 from tests.support.users import as_user
 from tests.unit.overlay.world import View, World, put, whiteout
 from unionfs.errors import LayerError
+from unionfs.overlay.make import Caller
 from unionfs.overlay.owners import CONTAINERS_STAT, PRIVILEGED_STAT, STAT_NAMES, USER_STAT, Ids, Owners
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.union import Change
 
 pytestmark = pytest.mark.usefixtures("root")
 

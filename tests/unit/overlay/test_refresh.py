@@ -16,8 +16,9 @@ from tests.support import acl
 from tests.support.tree import Snapshot
 from tests.unit.overlay.world import View, World, mark, no_descriptor_left, put, whiteout
 from unionfs.overlay.features import Redirect
+from unionfs.overlay.make import Caller
 from unionfs.overlay.refresh import Outdated, refresh, refresh_data, refresh_directory
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.union import Change
 
 #: What a stale view may answer; anything else would be a defect.
 CLEAN = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESPIPE, errno.EXDEV)

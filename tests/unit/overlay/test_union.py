@@ -20,8 +20,9 @@ from tests.unit.overlay.world import ME, View, World, is_whiteout, mark, marked,
 from unionfs.linux import files, xattrs
 from unionfs.overlay import tree
 from unionfs.overlay.layer import Layer
+from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.union import Change
 
 NAME_MAX = 255
 

@@ -21,7 +21,8 @@ from tests.support.users import GROUP, USER, as_user, in_child
 from tests.unit.overlay.world import View, World, no_descriptor_left, put
 from unionfs.linux import files
 from unionfs.overlay.copy_up import DataDraft, Draft
-from unionfs.overlay.union import Caller, Change
+from unionfs.overlay.make import Caller
+from unionfs.overlay.union import Change
 
 pytestmark = pytest.mark.usefixtures("root")
 

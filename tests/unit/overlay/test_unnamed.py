@@ -15,7 +15,7 @@ from tests.support import acl
 from tests.support.users import GROUP, USER, as_user
 from tests.unit.overlay.world import ME, View, World, mark, put
 from unionfs.linux import files
-from unionfs.overlay.union import Caller
+from unionfs.overlay.make import Caller
 
 
 def test_an_unnamed_file_is_written_and_read_and_gone_when_it_is_forgotten(world: World) -> None:

@@ -16,9 +16,10 @@ from tests.support import tree
 from unionfs.linux import xattrs
 from unionfs.linux.process import may_use_trusted_xattrs
 from unionfs.overlay.features import Features, Sync
+from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
 from unionfs.overlay.stack import open_stack
-from unionfs.overlay.union import Caller, Change, Union
+from unionfs.overlay.union import Change, Union
 
 #: Without privileges, in a user namespace too, the marks live in user.overlay.*, else where the kernel keeps them.
 USERXATTR = not may_use_trusted_xattrs()
