@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -147,24 +148,34 @@ def as_markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+#: Draws itself at a height.
+Line = Callable[[int], list[str]]
 LABEL, WIDTH, LINE, TOP = 300, 520, 22, 70
 SMALLEST, LARGEST = -5, 5  # powers of two shown; what lies outside is drawn at the edge
 
 
 def as_svg(results: Results) -> str:
     """One line for each row, a dot for each filesystem: its figure divided by that of Debian's fuse-overlayfs."""
+
+    def lines(mode: str) -> list[Line]:
+        bases = [(row, results.median(row, BASE)) for row in results.rows(mode) if row.unit != "%"]
+        return [partial(plot_line, results, row, base) for row, base in bases if base]
+
+    return plot(results.modes(), lines, legend(results))
+
+
+def plot(modes: Iterable[str], lines: Callable[[str], list[Line]], explained: list[str]) -> str:
+    """The drawing of each mode's *lines*, below what *explained* says."""
     drawn: list[str] = []
     y = TOP
-    for mode in results.modes():
+    for mode in modes:
         drawn.append(f'<text x="8" y="{y}" font-weight="bold">{escape(mode)}</text>')
         y += LINE
-        for row in results.rows(mode):
-            base = results.median(row, BASE)
-            if base and row.unit != "%":
-                drawn += plot_line(results, row, base, y)
-                y += LINE
+        for line in lines(mode):
+            drawn += line(y)
+            y += LINE
         y += LINE
-    return "\n".join([*canvas(y + LINE), *legend(results), *axis(y + LINE), *drawn, "</svg>", ""])
+    return "\n".join([*canvas(y + LINE), *explained, *axis(y + LINE), *drawn, "</svg>", ""])
 
 
 def canvas(height: int) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from xml.sax.saxutils import escape
 
 from bench import results
 from bench.goals import BETTER, DEFAULT, GOALS, Goal
-from bench.results import KERNEL, LABEL, LINE, TOP, WIDTH, Results, Row, figure, markdown_line
+from bench.results import KERNEL, LABEL, WIDTH, Results, Row, figure, markdown_line
 
 
 @dataclass(frozen=True)
@@ -144,17 +145,11 @@ OURS_MET, OURS_MISSED, PEER, LIMIT = "#2ca02c", "#d62728", "#ff7f0e", "#111"
 
 def as_svg(found: Results) -> str:
     """One line for each goal: our figure and the best peer's divided by the kernel's, and a mark at the limit."""
-    drawn: list[str] = []
-    y = TOP
-    for mode in found.modes():
-        drawn.append(f'<text x="8" y="{y}" font-weight="bold">{escape(mode)}</text>')
-        y += LINE
-        for one in scores(found, mode):
-            if one.kernel:
-                drawn += plot_line(one, one.kernel, y)
-                y += LINE
-        y += LINE
-    return "\n".join([*results.canvas(y + LINE), *legend(), *results.axis(y + LINE), *drawn, "</svg>", ""])
+
+    def lines(mode: str) -> list[results.Line]:
+        return [partial(plot_line, one, one.kernel) for one in scores(found, mode) if one.kernel]
+
+    return results.plot(found.modes(), lines, legend())
 
 
 def plot_line(one: Score, kernel: float, y: int) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.posix.rooms import CONTENT, Room, fails_with, furniture
-from tests.posix.test_acls import mode_of, umask, with_acls
+from tests.posix.test_acls import modes_of_heirs, with_acls
 from tests.posix.test_space import SPARSE, fallocate, run, with_holes
 
 pytestmark = pytest.mark.of_pyfuse3
@@ -18,10 +18,7 @@ pytestmark = pytest.mark.of_pyfuse3
 @furniture(with_acls)
 def test_the_umask_is_applied_below_a_default_acl(room: Room) -> None:
     """It cannot negotiate FUSE_DONT_MASK: the kernel applies it before we are asked."""
-    with umask(0o077):
-        os.close(os.open(room / "heirs" / "file", os.O_CREAT | os.O_WRONLY, 0o666))
-        os.mkdir(room / "heirs" / "directory", 0o777)
-    assert (mode_of(room / "heirs" / "file"), mode_of(room / "heirs" / "directory")) == (0o600, 0o700)
+    assert modes_of_heirs(room) == (0o600, 0o700)
 
 
 @furniture(with_holes)

@@ -18,6 +18,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, RequestContext, SetattrFields
 
 from unionfs.fuse import attrs
+from unionfs.overlay.copy_up import is_quick
 from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
 from unionfs.overlay.union import Union
@@ -26,8 +27,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 log = logging.getLogger("unionfs.fuse")
 
-#: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
-_QUICK_SIZE = 128 * 1024
 #: Attributes remembered at most: about 350 bytes each.
 _KNOWN_LIMIT = 16_384
 
@@ -182,7 +181,7 @@ class Operations(pyfuse3.Operations):
         draft = self._union.begin_copy_up(ino, size, data=data)
         if draft is None:
             return
-        if draft.size < _QUICK_SIZE and not draft.sync:
+        if is_quick(draft):
             draft.build()
             self._union.publish(ino, draft)
             return

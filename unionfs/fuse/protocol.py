@@ -70,7 +70,6 @@ OPCODES = 64
 
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
-NOTIFY_STORE = 4
 
 # Flags of INIT.
 ASYNC_READ = 1 << 0
@@ -78,7 +77,6 @@ ATOMIC_O_TRUNC = 1 << 3
 BIG_WRITES = 1 << 5
 DONT_MASK = 1 << 6
 HAS_IOCTL_DIR = 1 << 11
-AUTO_INVAL_DATA = 1 << 12
 DO_READDIRPLUS = 1 << 13
 ASYNC_DIO = 1 << 15
 WRITEBACK_CACHE = 1 << 16
@@ -130,7 +128,6 @@ STATX_BIRTH = 0x800
 
 #: The id of a caller that the kernel does not tell: with ALLOW_IDMAP, of every request that makes nothing.
 NO_ID = 0xFFFFFFFF
-ROOT_ID = 1
 
 #: len, opcode, unique, nodeid, uid, gid, pid, length of extensions, padding.
 IN_HEADER = Struct("=IIQQIIIHH")

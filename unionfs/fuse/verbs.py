@@ -19,6 +19,7 @@ from unionfs.fuse import protocol
 from unionfs.fuse.channel import MAX_WRITE, Answer, Channel, Job, Later
 from unionfs.fuse.protocol import Opcode, zero_ended
 from unionfs.linux import process
+from unionfs.overlay.copy_up import is_quick
 from unionfs.overlay.make import Caller
 from unionfs.overlay.node import Node
 from unionfs.overlay.owners import CAPABILITY
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from unionfs.fuse.passthrough import Passthrough
     from unionfs.overlay.copy_up import DataDraft, Draft
 
-#: A copy-up of less than this that is not to be on disk at once takes no longer than handing it to a thread.
-QUICK_SIZE = 128 * 1024
 #: Attributes remembered at most: about 200 bytes each.
 _KNOWN_LIMIT = 16_384
 _FICKLE_HEAD = protocol.ATTR_HEAD.pack(0, 0, 0)
@@ -183,10 +182,8 @@ class Verbs:
 
     def forget_attributes(self, ino: int) -> None:
         """Have the kernel ask for the attributes of *ino* again."""
-        try:
+        with suppress(OSError):  # it does not know the object
             self._channel.forget_attributes(ino)
-        except OSError:  # the kernel does not know the object
-            pass
 
     def _caller(self, umask: int) -> Caller:
         """Who makes something."""
@@ -210,7 +207,7 @@ class Verbs:
         draft = self._union.begin_copy_up(ino, size, offset=offset, data=data, unless=unless)
         if draft is None:
             return
-        if draft.size < QUICK_SIZE and not draft.sync:
+        if is_quick(draft):
             draft.build()
             self._union.publish(ino, draft)
             return
@@ -378,9 +375,8 @@ class Verbs:
     def _is_so(self, ino: int, change: Change) -> bool:
         """Whether *change* is what the kernel sends with io=writeback after *ino* was unlinked or renamed: times that it has already.
 
-        Or what it sends after writes to an append-only file, whose times nobody may set: they are those of the writes.
-
-        Its time of last change, which is meant, cannot be set; and to copy up what is about to be forgotten is most of a deletion.
+        Its time of last change, which is meant, cannot be set; and to copy up what is about to be forgotten is most of a deletion. Likewise
+        after writes to an append-only file, whose times nobody may set: they are those of the writes.
         """
         if change != Change(mtime_ns=change.mtime_ns):
             return False

@@ -209,6 +209,15 @@ def empty_tree(dir_fd: int, name: bytes, keep: frozenset[bytes] = frozenset()) -
         os.close(fd)
 
 
+#: A copy of less than this that is not to be on disk at once takes no longer than handing it to a thread.
+_QUICK_SIZE = 128 * 1024
+
+
+def is_quick(draft: Draft | DataDraft) -> bool:
+    """Whether building *draft* is not worth a thread."""
+    return draft.size < _QUICK_SIZE and not draft.sync
+
+
 class Draft:
     """One object on its way up.
 

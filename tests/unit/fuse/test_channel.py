@@ -325,6 +325,13 @@ class Slow:
     async def until_started(self) -> None:
         assert await trio.to_thread.run_sync(self.started.wait, 10)
 
+    async def until_asked(self, times: int) -> None:
+        """The job has begun, and so often it was asked for."""
+        await self.until_started()
+        with trio.fail_after(10):
+            while self.asked < times:
+                await trio.sleep(0.001)
+
 
 async def test_what_waits_lets_others_be_served_and_is_handled_again(kernel: Kernel, channel: Channel) -> None:
     slow = Slow(channel)
@@ -367,10 +374,7 @@ async def test_a_failure_is_told_to_the_first_and_the_others_try_for_themselves(
     slow = Slow(channel, failure=OSError(errno.ENOSPC, "full"))
     async with serving(channel):
         uniques = [kernel.send(Opcode.LOOKUP, ino=7) for _ in range(3)]
-        await slow.until_started()
-        with trio.fail_after(10):
-            while slow.asked < 3:
-                await trio.sleep(0.001)
+        await slow.until_asked(3)
         slow.gate.set()
         assert await answers(kernel, 3) == [Answer(unique, errno.ENOSPC, b"") for unique in uniques]
     assert slow.told == [slow.failure] * 3, "each who tries again starts the job anew"
@@ -380,10 +384,7 @@ async def test_a_failure_of_what_is_answered_when_it_is_done_is_told_to_all(kern
     slow = Slow(channel, failure=OSError(errno.EIO, "bad disk"), answer=b"synced")
     async with serving(channel):
         uniques = [kernel.send(Opcode.LOOKUP, ino=7) for _ in range(2)]
-        await slow.until_started()
-        with trio.fail_after(10):
-            while slow.asked < 2:
-                await trio.sleep(0.001)
+        await slow.until_asked(2)
         slow.gate.set()
         assert await answers(kernel, 2) == [Answer(unique, errno.EIO, b"") for unique in uniques]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -96,23 +98,30 @@ def test_what_is_no_request_is_said_to_be_none(facts: served.Facts, request_: ob
     assert facts.answer(request_) == {"error": "unknown request"}
 
 
-async def test_the_control_socket_answers_a_line_for_a_line(facts: served.Facts, scratch: Path) -> None:
+@contextlib.asynccontextmanager
+async def answering(facts: served.Facts, scratch: Path) -> AsyncIterator[str]:
+    """The path of a control socket at which *facts* are told."""
     path = str(scratch / "control")
     with socket.socket(socket.AF_UNIX) as control:
         control.bind(path)
         control.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(served.answer_control, control, facts, cast(Any, REFRESHER))
-            async with await trio.open_unix_socket(path) as gone:
-                await gone.send_all(b'{"cmd": "st')  # half a request, then away
-            async with await trio.open_unix_socket(path) as stream:
-                await stream.send_all(b'{"cmd": "stats"}\nnot json\n{"cmd":')
-                await stream.send_all(b' "other"}\n')
-                answers = b""
-                with trio.fail_after(5):
-                    while answers.count(b"\n") < 3:
-                        answers += await stream.receive_some()
+            yield path
             nursery.cancel_scope.cancel()
+
+
+async def test_the_control_socket_answers_a_line_for_a_line(facts: served.Facts, scratch: Path) -> None:
+    async with answering(facts, scratch) as path:
+        async with await trio.open_unix_socket(path) as gone:
+            await gone.send_all(b'{"cmd": "st')  # half a request, then away
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(b'{"cmd": "stats"}\nnot json\n{"cmd":')
+            await stream.send_all(b' "other"}\n')
+            answers = b""
+            with trio.fail_after(5):
+                while answers.count(b"\n") < 3:
+                    answers += await stream.receive_some()
     first, second, third = map(json.loads, answers.splitlines())
     assert first["nodes"] == 3
     assert second == {"error": "not JSON"}
@@ -120,17 +129,10 @@ async def test_the_control_socket_answers_a_line_for_a_line(facts: served.Facts,
 
 
 async def test_an_endless_line_is_cut_off(facts: served.Facts, scratch: Path) -> None:
-    path = str(scratch / "control")
-    with socket.socket(socket.AF_UNIX) as control:
-        control.bind(path)
-        control.listen()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(served.answer_control, control, facts, cast(Any, REFRESHER))
-            async with await trio.open_unix_socket(path) as stream:
-                with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-                    while True:
-                        await stream.send_all(b"x" * 65536)
-            nursery.cancel_scope.cancel()
+    async with answering(facts, scratch) as path, await trio.open_unix_socket(path) as stream:
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"x" * 65536)
 
 
 @pytest.mark.parametrize(
