@@ -267,7 +267,11 @@ class Comparison:
         return [victim for child in children for victim in self._below(child)] + [path]
 
     def _remover(self, path: bytes) -> str:
-        return "rmdir" if stat.S_ISDIR(os.lstat(self.sides[1].at(path)).st_mode) else "unlink"
+        """The verb that removes it, and fails alike where a symlink on the way was removed before."""
+        try:
+            return "rmdir" if stat.S_ISDIR(os.lstat(self.sides[1].at(path)).st_mode) else "unlink"
+        except FileNotFoundError:
+            return "unlink"
 
     # ---- the end of a run ----
 

@@ -153,12 +153,16 @@ def held_connections(pid: int) -> set[int]:
     """FUSE connections a process serves, also those mounted in another mount namespace (fdinfo since Linux 6.17)."""
     held: set[int] = set()
     try:
-        for number in os.listdir(f"/proc/{pid}/fd"):
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return held
+    for number in numbers:
+        try:
             if os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/fuse":
                 info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
                 held.update(int(found) for found in re.findall(r"^fuse_connection:\s*(\d+)", info, re.MULTILINE))
-    except OSError:
-        pass
+        except OSError:  # this one was closed meanwhile: a server that has just begun still imports
+            continue
     return held
 
 
